@@ -1,0 +1,2 @@
+//! The program `claviger`.
+fn main() {}
