@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, PoisonError};
 
 pub use fingerprints::Fingerprints;
 use maps::Area;
@@ -61,6 +62,8 @@ pub struct Place {
     pub offset: u64,
 }
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Most places that a report lists.
 const MAX_PLACES: usize = 64;
 
@@ -71,6 +74,8 @@ const MAX_PLACES: usize = 64;
 /// # Errors
 /// [`MemoryError::System`] if `/proc/self/maps` cannot be read or there is no memory for the buffer.
 pub fn scan_self(fingerprints: &Fingerprints) -> Result<ScanReport, MemoryError> {
+    // Two scans at once would find each other's reading buffers.
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let pid = rustix::process::getpid().as_raw_pid();
     let mut window = Buffer::new(fingerprints)?;
     let arena = Arena::global().addresses();

@@ -144,3 +144,100 @@ fn fill(
     }
     filled
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn naive(haystack: &[u8], pattern: &[u8]) -> Vec<usize> {
+        haystack
+            .windows(pattern.len())
+            .enumerate()
+            .filter(|(_, part)| *part == pattern)
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn finds_exactly_what_a_plain_search_finds(
+            haystack in prop::collection::vec(0u8..2, 0..600),
+            first in prop::collection::vec(0u8..2, 12..20),
+            second in prop::collection::vec(0u8..2, 12..20),
+        ) {
+            let fingerprints = Fingerprints::new([3; 32], [("first", &first), ("second", &second)]).unwrap();
+            let mut found = Search::new(&fingerprints).find(&haystack, haystack.len());
+            found.sort_unstable();
+            let mut expected: Vec<_> = naive(&haystack, &first).into_iter().map(|at| (0, at)).collect();
+            expected.extend(naive(&haystack, &second).into_iter().map(|at| (1, at)));
+            prop_assert_eq!(found, expected);
+        }
+    }
+
+    /// Runs over `memory`, whose pages listed in `holes` cannot be read.
+    fn run(memory: &[u8], pattern: &[u8], holes: &[usize]) -> Counts {
+        let page = sys::page_size();
+        let fingerprints = Fingerprints::new([3; 32], [("pattern", pattern)]).unwrap();
+        let mut window = vec![0; Window::bytes_for(&fingerprints)];
+        let mut counts = Counts::default();
+        let base = 16 * page;
+        Search::new(&fingerprints).run(
+            base..base + memory.len(),
+            &mut window,
+            &mut counts,
+            |address, into| {
+                let at = address - base;
+                let until = holes
+                    .iter()
+                    .map(|hole| hole * page)
+                    .filter(|hole| hole + page > at)
+                    .min()
+                    .unwrap_or(usize::MAX);
+                let readable = into.len().min(until.saturating_sub(at));
+                if readable == 0 {
+                    return Err(io::ErrorKind::PermissionDenied.into());
+                }
+                into[..readable].copy_from_slice(&memory[at..at + readable]);
+                Ok(readable)
+            },
+        );
+        counts
+    }
+
+    #[test]
+    fn a_pattern_across_two_reads_is_found_once() {
+        let pattern = b"a pattern that is long enough";
+        for start in (STEP_BYTES - 32..STEP_BYTES + 8).step_by(4) {
+            let mut memory = vec![0; 3 * STEP_BYTES];
+            memory[start..start + pattern.len()].copy_from_slice(pattern);
+            let end = memory.len() - pattern.len();
+            memory[end..].copy_from_slice(pattern);
+            let counts = run(&memory, pattern, &[]);
+            let places: Vec<usize> = counts
+                .found
+                .iter()
+                .map(|(_, at)| at - 16 * sys::page_size())
+                .collect();
+            assert_eq!(places, [start, end]);
+            assert_eq!(counts.bytes, 3 * STEP_BYTES as u64);
+        }
+    }
+
+    #[test]
+    fn unreadable_pages_are_counted_and_the_rest_is_searched() {
+        let (page, pattern) = (sys::page_size(), b"a pattern that is long enough");
+        let mut memory = vec![0; 12 * page];
+        for number in [0, 4, 6, 11] {
+            let at = number * page + page - pattern.len();
+            memory[at..at + pattern.len()].copy_from_slice(pattern);
+        }
+        let counts = run(&memory, pattern, &[1, 2, 5]);
+        assert_eq!(counts.found.len(), 4);
+        assert_eq!(
+            (counts.bytes, counts.unreadable_bytes),
+            (9 * page as u64, 3 * page as u64)
+        );
+    }
+}
