@@ -1,6 +1,7 @@
 //! The remote store: the same log over a link to the session role.
 
 mod driver;
+mod store;
 mod subscription;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::event::{Event, NewEvent, draft_all, is_shallow, name_all};
 use crate::id::SessionId;
 use crate::protocol::{Answer, Call, Request, encode};
 use crate::query::{Lease, Query, StreamRow, Tailed};
+use crate::store::{Page, SessionStore};
 
 /// How long a call waits for its answer, links that come and go included.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -174,31 +176,7 @@ impl SessionClient {
     ///
     /// `NotFound`, `Store`, `Disconnected`.
     pub async fn read(&self, session: &SessionId, q: Query) -> Result<Vec<Event>, SessionError> {
-        let mut query = q;
-        let mut all: Vec<Event> = Vec::new();
-        loop {
-            let call = Call::Read {
-                session: session.clone(),
-                query: query.clone(),
-            };
-            let (events, more) = match self.call(call, true).await? {
-                Answer::Events { events, more } => (events, more),
-                other => return Err(unexpected(other)),
-            };
-            query.limit = query.limit.saturating_sub(events.len());
-            if let Some(last) = events.last() {
-                if query.descending {
-                    query.before = Some(last.seq);
-                } else {
-                    query.after = last.seq;
-                }
-            }
-            let more = more && !events.is_empty() && query.limit > 0;
-            all.extend(events);
-            if !more {
-                return Ok(all);
-            }
-        }
+        SessionStore::read(self, session, q).await
     }
 
     /// Returns number and hash of the newest event, and the epoch of the newest lease (0 when there was none).
@@ -286,6 +264,14 @@ impl SessionClient {
         .await
     }
 
+    async fn first_page(&self, session: &SessionId, query: Query) -> Result<Page, SessionError> {
+        let session = session.clone();
+        match self.call(Call::Read { session, query }, true).await? {
+            Answer::Events { events, more } => Ok(Page { events, more }),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn events(&self, call: Call) -> Result<Vec<Event>, SessionError> {
         match self.call(call, true).await? {
             Answer::Events { events, .. } => Ok(events),
@@ -349,3 +335,6 @@ fn unexpected(answer: Answer) -> SessionError {
         _ => SessionError::store("session link", "the answer does not fit the question"),
     }
 }
+
+#[cfg(test)]
+mod tests;

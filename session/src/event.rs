@@ -96,6 +96,8 @@ pub(crate) struct Draft {
     pub(crate) payload: Value,
     /// The payload's JSON text; the hash covers exactly these bytes.
     pub(crate) text: String,
+    /// Name of the blob that holds the text, once it is durable.
+    pub(crate) blob: Option<String>,
 }
 
 /// Names the unnamed events, so that a repeated append can be recognised.
@@ -172,6 +174,7 @@ fn draft(event: NewEvent) -> Result<Draft, SessionError> {
         causation: event.causation,
         payload: event.payload,
         text,
+        blob: None,
     })
 }
 

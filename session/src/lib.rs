@@ -14,12 +14,19 @@
 
 pub mod chain;
 mod client;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod error;
 mod event;
+mod hub;
 mod id;
 mod protocol;
 mod query;
 pub mod role;
+mod sqlite;
+mod store;
+pub mod transcript;
+pub mod work;
 
 pub use chain::verify;
 pub use client::SessionClient;
@@ -27,3 +34,5 @@ pub use error::{ChainError, SessionError};
 pub use event::{Event, MAX_APPEND_BYTES, MAX_APPEND_EVENTS, MAX_PAYLOAD_BYTES, NewEvent};
 pub use id::SessionId;
 pub use query::{Lease, Query, StreamRow, Tailed};
+pub use sqlite::SqliteStore;
+pub use store::{Page, SessionStore};

@@ -1,0 +1,223 @@
+//! One link: many questions at once, each answered by its id.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::SessionError;
+use crate::protocol::{Answer, Call, Frames, Reply, Request, encode, write_frames};
+use crate::store::{Page, SessionStore};
+
+/// Questions of one link that are worked on at once; further ones wait in the socket.
+const MAX_OPEN: u32 = 256;
+/// Tails and watches of one link.
+const MAX_SUBSCRIPTIONS: usize = 8192;
+/// Answers that may wait for the socket.
+const WRITE_QUEUE: usize = 64;
+/// How long open questions may take once the role stops, and how long the peer may take to read the answers.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Serves one link until its peer is gone, breaks the protocol, or the role stops.
+pub(super) async fn serve<S: SessionStore>(store: S, link: UnixStream, stop: CancellationToken) {
+    let (read, write) = link.into_split();
+    let (queue, queued) = mpsc::channel(WRITE_QUEUE);
+    let mut frames = Frames::new(read);
+    let mut connection = Connection {
+        store,
+        queue,
+        open: Arc::new(Semaphore::new(MAX_OPEN as usize)),
+        questions: JoinSet::new(),
+        subscriptions: JoinSet::new(),
+        handles: HashMap::new(),
+    };
+    let mut writer = pin!(write_frames(write, queued));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = &mut writer => return,
+            request = frames.next::<Request>() => match request {
+                // While too many are open this waits; the answers that free it are written meanwhile.
+                Some(request) => tokio::select! {
+                    () = connection.take(request) => {}
+                    () = &mut writer => return,
+                },
+                None => return,
+            },
+            _ = connection.questions.join_next(), if !connection.questions.is_empty() => {}
+            ended = connection.subscriptions.join_next(), if !connection.subscriptions.is_empty() => {
+                if let Some(Ok(id)) = ended {
+                    connection.handles.remove(&id);
+                }
+            }
+        }
+    }
+    // Stopping: no new questions, no more pushes, but answers to what was asked.
+    let Connection {
+        queue,
+        mut questions,
+        subscriptions,
+        ..
+    } = connection;
+    drop(subscriptions);
+    let drain = async {
+        let finish = async {
+            while questions.join_next().await.is_some() {}
+            drop(queue);
+        };
+        tokio::join!(finish, writer);
+    };
+    // A peer that does not read in time loses its answers; it asks again elsewhere.
+    drop(tokio::time::timeout(DRAIN, drain).await);
+}
+
+struct Connection<S> {
+    store: S,
+    queue: mpsc::Sender<Bytes>,
+    open: Arc<Semaphore>,
+    questions: JoinSet<()>,
+    subscriptions: JoinSet<u64>,
+    handles: HashMap<u64, AbortHandle>,
+}
+
+impl<S: SessionStore> Connection<S> {
+    /// Starts work on one request.
+    async fn take(&mut self, request: Request) {
+        let id = request.id;
+        match request.call {
+            Call::Cancel { subscription } => {
+                if let Some(handle) = self.handles.remove(&subscription) {
+                    handle.abort();
+                }
+            }
+            Call::Tail { session, after } => {
+                let pushes = self.store.tail(&session, after);
+                self.subscribe(id, pushes.map(Answer::Tailed)).await;
+            }
+            Call::Watch { owner } => {
+                let pushes = self.store.watch(&owner);
+                self.subscribe(id, pushes.map(Answer::Work)).await;
+            }
+            call => {
+                // Never closed, so that this is always a permit.
+                let permit = Arc::clone(&self.open).acquire_owned().await;
+                let (store, queue) = (self.store.clone(), self.queue.clone());
+                self.questions.spawn(async move {
+                    let answer = answer(&store, call).await.unwrap_or_else(Answer::Error);
+                    send(&queue, id, answer).await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    async fn subscribe(&mut self, id: u64, pushes: impl Stream<Item = Answer> + Send + 'static) {
+        if self.handles.len() >= MAX_SUBSCRIPTIONS || self.handles.contains_key(&id) {
+            let error = SessionError::invalid("too many tails and watches on this link");
+            send(&self.queue, id, Answer::Error(error)).await;
+            return;
+        }
+        let queue = self.queue.clone();
+        let handle = self.subscriptions.spawn(async move {
+            let mut pushes = pin!(pushes);
+            while let Some(push) = pushes.next().await {
+                send(&queue, id, push).await;
+            }
+            send(&queue, id, Answer::Ended).await;
+            id
+        });
+        self.handles.insert(id, handle);
+    }
+}
+
+/// Asks the store.
+async fn answer<S: SessionStore>(store: &S, call: Call) -> Result<Answer, SessionError> {
+    let events = |events| Answer::Events {
+        events,
+        more: false,
+    };
+    Ok(match call {
+        Call::Append {
+            session,
+            expected_seq,
+            epoch,
+            events: new,
+        } => events(store.append(&session, expected_seq, epoch, new).await?),
+        Call::AppendInput {
+            session,
+            idempotency_key,
+            events: new,
+        } => events(store.append_input(&session, &idempotency_key, new).await?),
+        Call::Head { session } => {
+            let (seq, hash, epoch) = store.head(&session).await?;
+            Answer::Head { seq, hash, epoch }
+        }
+        Call::Lease {
+            session,
+            owner,
+            ttl_ms,
+        } => Answer::Leased(store.lease(&session, &owner, ttl_ms).await?),
+        Call::List {
+            prefix,
+            after,
+            limit,
+            newest_first,
+        } => Answer::Streams(
+            store
+                .list(&prefix, after.as_ref(), limit, newest_first)
+                .await?,
+        ),
+        Call::Publish {
+            session,
+            epoch,
+            value,
+        } => {
+            store.publish(&session, epoch, value).await?;
+            Answer::Done
+        }
+        Call::Read { session, query } => {
+            let Page { events, more } = store.page(&session, query).await?;
+            Answer::Events { events, more }
+        }
+        Call::Release {
+            session,
+            owner,
+            epoch,
+        } => {
+            store.release(&session, &owner, epoch).await?;
+            Answer::Done
+        }
+        Call::Renew {
+            session,
+            owner,
+            epoch,
+            ttl_ms,
+        } => {
+            store.renew(&session, &owner, epoch, ttl_ms).await?;
+            Answer::Done
+        }
+        Call::Cancel { .. } | Call::Tail { .. } | Call::Watch { .. } => {
+            return Err(SessionError::invalid("not a question"));
+        }
+    })
+}
+
+/// Queues an answer; when the writer is gone the connection ends anyway.
+async fn send(queue: &mpsc::Sender<Bytes>, id: u64, answer: Answer) {
+    let frame = encode(&Reply { id, answer }).or_else(|error| {
+        encode(&Reply {
+            id,
+            answer: Answer::Error(error),
+        })
+    });
+    if let Ok(frame) = frame {
+        drop(queue.send(frame).await);
+    }
+}
