@@ -1,0 +1,21 @@
+//! The tools that spend keys: MCP server, injection, scrub, egress, model route.
+//!
+//! A request becomes a credentialed request in exactly one place, [`spend`](crate): the vault
+//! decides and records, its release opens here, the secret goes into the credential's one slot, the
+//! answer comes back scrubbed. Sessions reach this crate through a harness, a sandbox's two
+//! listeners or a seat of a direct MCP client; all of them end in that one place.
+//!
+//! This crate must not know how the vault stores anything, nor what a session is about.
+#![forbid(unsafe_code)]
+
+mod dial;
+mod egress;
+mod error;
+mod inject;
+mod model;
+mod openings;
+mod scrub;
+mod shared;
+mod spend;
+
+pub use error::ToolsError;
