@@ -18,8 +18,18 @@ pub mod doctor;
 pub mod error;
 pub mod handover;
 pub mod hands;
+mod inside;
+mod missing;
+mod namespaces;
+mod passing;
 mod resources;
+#[expect(
+    unsafe_code,
+    reason = "the one room for system calls without a safe wrapper"
+)]
+mod sys;
 mod wire;
+mod zygote;
 
 pub use error::HandsError;
 pub use resources::{Execute, Ledger, Limits, Output, Resources, SandboxId, SandboxRow};
