@@ -16,13 +16,11 @@ pub enum ToolsError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// A file or socket did not do what it should.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was being done to which file or socket.
-        what: String,
-        /// The system's word.
-        source: std::io::Error,
+    /// No secret memory can be had; the operator raises the limit on locked memory.
+    #[error("secret memory: {reason}")]
+    Memory {
+        /// Why.
+        reason: String,
     },
     /// The machine has no usable trust roots or no cryptography provider.
     #[error("tls is not usable: {reason}")]

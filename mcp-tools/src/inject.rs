@@ -35,6 +35,12 @@ const OWN_HEADERS: &[&str] = &[
     "upgrade",
 ];
 
+/// Whether a header is set by a credential or by the connection, and so by no tool's parameter.
+pub(crate) fn is_reserved(header: &str) -> bool {
+    let header = header.to_ascii_lowercase();
+    CREDENTIAL_HEADERS.contains(&header.as_str()) || OWN_HEADERS.contains(&header.as_str()) || header.starts_with("proxy-")
+}
+
 /// What RFC 3986 leaves unreserved stays as it is in a query; everything else is escaped.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 

@@ -8,14 +8,23 @@
 //! This crate must not know how the vault stores anything, nor what a session is about.
 #![forbid(unsafe_code)]
 
+mod call;
+mod catalog;
+pub mod definition;
 mod dial;
 mod egress;
 mod error;
 mod inject;
 mod model;
 mod openings;
+pub mod role;
+mod scan;
 mod scrub;
+mod server;
 mod shared;
 mod spend;
+mod tool;
+mod verbs;
 
+pub use definition::Definition;
 pub use error::ToolsError;

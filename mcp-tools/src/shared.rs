@@ -5,6 +5,7 @@ use std::sync::Arc;
 use claviger_vault_protocol::client::ToolsVault;
 use tokio_util::task::TaskTracker;
 
+use crate::catalog::Catalog;
 use crate::dial::Dialer;
 use crate::openings::Openings;
 use crate::spend::Spender;
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) spender: Spender,
     /// The one way to a socket that leaves the machine.
     pub(crate) dialer: Arc<Dialer>,
+    /// The tool definitions.
+    pub(crate) catalog: Arc<Catalog>,
     /// Every task started beside a request; the role waits for them when it ends.
     pub(crate) tasks: TaskTracker,
 }

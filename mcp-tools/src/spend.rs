@@ -23,7 +23,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
 pub(crate) use answer::{Answer, AnswerBody, BodyError};
-pub(crate) use request::{Payload, Request};
+pub(crate) use request::{Payload, Request, is_plain_path};
 
 use crate::dial::{Dialer, Reason};
 use crate::error::from_vault;

@@ -1,6 +1,7 @@
 //! What comes back from a use: scrubbed, streamed, its outcome recorded before the last byte.
 
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,7 @@ use http::header;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
@@ -41,29 +43,74 @@ pub(crate) enum BodyError {
 }
 
 /// A scrubbed body. Dropping it ends the upstream connection and records the outcome.
-pub(crate) struct AnswerBody(BoxStream<'static, Result<Bytes, BodyError>>);
+pub(crate) struct AnswerBody {
+    pieces: BoxStream<'static, Result<Bytes, BodyError>>,
+    scrubber: Arc<Mutex<Scrubber>>,
+}
+
+/// A whole answer, up to a limit.
+pub(crate) struct Collected {
+    /// The scrubbed body.
+    pub(crate) bytes: Bytes,
+    /// Whether there was more.
+    pub(crate) is_truncated: bool,
+    scrubber: Arc<Mutex<Scrubber>>,
+}
+
+impl Collected {
+    /// The body as JSON. Decoding can put a secret together that was escaped letter by letter, so
+    /// every string is scrubbed once more; the flag says whether that changed anything.
+    pub(crate) fn json(&self) -> Option<(Value, bool)> {
+        if self.is_truncated {
+            return None;
+        }
+        let value = serde_json::from_slice(&self.bytes).ok()?;
+        let mut scrubber = self.scrubber.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = scrubber.hits();
+        let value = scrub_strings(value, &mut scrubber);
+        Some((value, scrubber.hits() > before))
+    }
+}
+
+fn scrub_strings(value: Value, scrubber: &mut Scrubber) -> Value {
+    let text = |text: String, scrubber: &mut Scrubber| match scrubber.value(text.as_bytes()) {
+        Some(scrubbed) => String::from_utf8_lossy(&scrubbed).into_owned(),
+        None => text,
+    };
+    match value {
+        Value::String(string) => Value::String(text(string, scrubber)),
+        Value::Array(items) => items.into_iter().map(|item| scrub_strings(item, scrubber)).collect(),
+        Value::Object(map) => {
+            let pairs = map.into_iter().map(|(key, item)| (text(key, scrubber), scrub_strings(item, scrubber)));
+            Value::Object(pairs.collect())
+        }
+        other => other,
+    }
+}
 
 impl Stream for AnswerBody {
     type Item = Result<Bytes, BodyError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(context)
+        self.pieces.poll_next_unpin(context)
     }
 }
 
 impl Answer {
-    /// Reads the body up to `max_bytes`; the flag says whether there was more.
-    pub(crate) async fn collect(mut self, max_bytes: usize) -> Result<(Bytes, bool), BodyError> {
+    /// Reads the body up to `max_bytes`.
+    pub(crate) async fn collect(mut self, max_bytes: usize) -> Result<Collected, BodyError> {
         let mut all = BytesMut::new();
+        let mut is_truncated = false;
         while let Some(piece) = self.body.next().await {
             let piece = piece?;
-            if all.len() + piece.len() > max_bytes {
-                all.extend_from_slice(&piece[..max_bytes - all.len()]);
-                return Ok((all.freeze(), true));
+            let room = max_bytes - all.len();
+            is_truncated = piece.len() > room;
+            all.extend_from_slice(&piece[..piece.len().min(room)]);
+            if is_truncated {
+                break;
             }
-            all.extend_from_slice(&piece);
         }
-        Ok((all.freeze(), false))
+        Ok(Collected { bytes: all.freeze(), is_truncated, scrubber: self.body.scrubber })
     }
 }
 
@@ -110,13 +157,14 @@ pub(super) async fn begin(
         headers.remove(*name);
     }
     scrubber.headers(&mut headers);
-    let body = stream(body, scrubber, connection, outcome, limits);
-    Ok(Answer { status, headers, body: AnswerBody(body.boxed()) })
+    let scrubber = Arc::new(Mutex::new(scrubber));
+    let pieces = stream(body, Arc::clone(&scrubber), connection, outcome, limits).boxed();
+    Ok(Answer { status, headers, body: AnswerBody { pieces, scrubber } })
 }
 
 struct Flow {
     body: Incoming,
-    scrubber: Scrubber,
+    scrubber: Arc<Mutex<Scrubber>>,
     outcome: Outcome,
     bytes: u64,
     idle: std::time::Duration,
@@ -125,10 +173,15 @@ struct Flow {
 }
 
 impl Flow {
+    fn scrubber(&self) -> MutexGuard<'_, Scrubber> {
+        // Only the reader of the body and its own collection share it, one after the other.
+        self.scrubber.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a piece that is about to go back. Noted before it goes, so that a dropped body tells.
     fn count(&mut self, piece: &Bytes) {
         self.bytes += piece.len() as u64;
-        let (bytes, scrubbed) = (self.bytes, self.scrubber.hits());
+        let (bytes, scrubbed) = (self.bytes, self.scrubber().hits());
         self.outcome.note(|record| {
             record.bytes = bytes;
             record.scrubbed = scrubbed;
@@ -147,7 +200,7 @@ impl Flow {
 
 fn stream(
     body: Incoming,
-    scrubber: Scrubber,
+    scrubber: Arc<Mutex<Scrubber>>,
     connection: AbortOnDropHandle<()>,
     outcome: Outcome,
     limits: Limits,
@@ -174,12 +227,12 @@ fn stream(
             // Only a body of known length says at its last piece that it is the last.
             let is_last = frame.is_none() || flow.body.is_end_stream();
             let mut piece = match frame.map(hyper::body::Frame::into_data) {
-                Some(Ok(data)) => flow.scrubber.push(data),
+                Some(Ok(data)) => flow.scrubber().push(data),
                 // Trailers are not passed on.
                 Some(Err(_)) | None => Bytes::new(),
             };
             if is_last {
-                let rest = flow.scrubber.finish();
+                let rest = flow.scrubber().finish();
                 if piece.is_empty() {
                     piece = rest;
                 } else if !rest.is_empty() {

@@ -79,7 +79,7 @@ pub(super) fn digest(method: &Method, to: &Destination, url: &Url, headers: &Hea
 
 /// Whether no decoding of the path, once or more, makes a dot segment of it: what a lenient
 /// upstream sees stays below what was decided about.
-pub(super) fn is_plain_path(path: &str) -> bool {
+pub(crate) fn is_plain_path(path: &str) -> bool {
     let mut text = path.as_bytes().to_vec();
     for _ in 0..4 {
         if text.split(|byte| matches!(byte, b'/' | b'\\')).any(|part| matches!(part, b"." | b"..")) {

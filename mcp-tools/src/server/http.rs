@@ -1,0 +1,162 @@
+//! MCP over streamable HTTP: `/mcp` for direct clients with a key, and a sandbox's own listener.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::serve::ListenerExt as _;
+use claviger_vault_protocol::Refusal;
+use http::{HeaderValue, StatusCode, header};
+use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
+use rmcp::transport::streamable_http_server::tower::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::key::Keys;
+use super::{Admitted, Caller, Server, origin};
+use crate::definition::is_name;
+use crate::shared::Shared;
+
+/// Largest request body.
+const MAX_BODY_BYTES: usize = 4 << 20;
+/// How long open answers may take when the role ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Who may speak to a listener.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// Whoever brings a key.
+    Keyed,
+    /// A sandbox: the listener inside it is its identity.
+    Sandbox {
+        /// The sandbox.
+        sandbox: String,
+        /// The session that the hands attached it for.
+        session: String,
+    },
+}
+
+#[derive(Clone)]
+struct Front {
+    shared: Arc<Shared>,
+    door: Door,
+    local: SocketAddr,
+    keys: Arc<Keys>,
+    service: StreamableHttpService<Server, LocalSessionManager>,
+}
+
+/// Serves a sandbox's `mcp` listener until `stop`; the listener's descriptor came from the hands.
+pub(crate) async fn serve_sandbox(
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    sandbox: String,
+    session: String,
+    stop: CancellationToken,
+) {
+    match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
+        Ok(listener) => serve(shared, listener, Door::Sandbox { sandbox, session }, stop).await,
+        Err(error) => warn!(sandbox, %error, "a sandbox's listener cannot be served"),
+    }
+}
+
+/// Serves MCP on a TCP listener until `stop`.
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door, stop: CancellationToken) {
+    let local = match listener.local_addr() {
+        Ok(local) => local,
+        Err(error) => {
+            warn!(%error, "a listener has no address");
+            return;
+        }
+    };
+    // One request, one answer, one write: no session to keep, no stream to stall.
+    let config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(false)
+        .with_json_response(true)
+        .with_max_request_body_bytes(MAX_BODY_BYTES)
+        .with_cancellation_token(stop.child_token())
+        .with_allowed_hosts(["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), local.ip().to_string()]);
+    let server = Server::new(Arc::clone(&shared), None);
+    let service =
+        StreamableHttpService::new(move || Ok(server.clone()), Arc::new(LocalSessionManager::default()), config);
+    let front = Front { shared, door, local, keys: Arc::default(), service };
+    let router = Router::new().fallback(answer).with_state(front);
+    // Without TCP_NODELAY an answer of two writes waits 40 ms for the peer's acknowledgement.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "TCP_NODELAY was not set");
+        }
+    });
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            warn!(%error, "a listener ended");
+        },
+        () = drained => {}
+    }
+}
+
+async fn answer(State(front): State<Front>, mut request: Request) -> Response {
+    match front.admit(&mut request).await {
+        Ok(()) => {
+            let response = front.service.handle(request).await;
+            response.map(Body::new)
+        }
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+impl Front {
+    /// Decides who asks, puts that into the request, and takes the key out of it.
+    async fn admit(&self, request: &mut Request) -> Result<(), Refusal> {
+        let caller = match &self.door {
+            Door::Keyed => {
+                origin::check(request.headers(), request.uri(), self.local)?;
+                Caller::Client(self.keys.holder(&self.shared.vault, request.headers()).await?)
+            }
+            Door::Sandbox { sandbox, session } => {
+                origin::check(request.headers(), request.uri(), self.local)?;
+                let named = self.shared.openings.by_sandbox(sandbox);
+                if named.is_none_or(|(live, _)| live.session != *session) {
+                    return Err(Refusal::new(
+                        "sandbox_not_named",
+                        "no harness of the session's epoch has named this sandbox",
+                    ));
+                }
+                Caller::Sandbox { sandbox: sandbox.clone(), session: session.clone() }
+            }
+        };
+        let only = match request.uri().path() {
+            "/mcp" | "/mcp/" => None,
+            path => match path.strip_prefix("/mcp/") {
+                Some(name) if is_name(name) => Some(name.to_owned()),
+                _ => return Err(Refusal::new("not_found", "MCP is at /mcp, one definition of it at /mcp/NAME")),
+            },
+        };
+        request.headers_mut().remove(header::AUTHORIZATION);
+        request.extensions_mut().insert(Admitted { caller, only });
+        Ok(())
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal.code.as_str() {
+        "not_found" => StatusCode::NOT_FOUND,
+        "origin_not_allowed" => StatusCode::FORBIDDEN,
+        "unauthenticated" => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut response = (status, axum::Json(serde_json::json!({ "error": refusal }))).into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"claviger\""));
+    }
+    response
+}
