@@ -4,7 +4,10 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    /// A listener failed for good; the operator must act.
-    #[error("a listener failed")]
-    Listener(#[source] std::io::Error),
+    /// A link has closed for good: whoever supervises the roles has gone.
+    #[error("the links to {peer} have closed")]
+    Unlinked {
+        /// The role at the other end.
+        peer: &'static str,
+    },
 }

@@ -6,7 +6,22 @@
 //! This crate must not know the vault's storage, sandboxes, mcp-tools or the model's wire format.
 #![forbid(unsafe_code)]
 
+mod agent;
+mod app;
+mod body;
+mod credential;
+mod environment;
 mod error;
+mod event;
+mod field;
+mod gate;
+mod listen;
+mod object;
+mod page;
+mod problem;
 pub mod role;
+mod secret_field;
+mod session;
+mod vault;
 
 pub use error::ApiError;

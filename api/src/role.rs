@@ -1,11 +1,20 @@
 //! The api role: serves the Managed Agents API on its listeners.
 
+use std::sync::Arc;
+
+use axum::{Router, middleware};
+use claviger_session::SessionClient;
 use claviger_vault_protocol::PublicKey;
+use claviger_vault_protocol::client::ApiVault;
+use claviger_vault_protocol::wire::Link;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::{App, Keys, Shared};
 use crate::error::ApiError;
+use crate::object::fold::Folds;
+use crate::{agent, environment, event, gate, listen, session, vault};
 
 /// What the role is told at start.
 #[derive(Clone, Debug)]
@@ -31,12 +40,60 @@ pub struct Links {
     pub unix: Option<UnixListener>,
 }
 
-/// Serves until `stop`.
+/// Serves until `stop`, then gives requests in flight three seconds.
 ///
 /// # Errors
-/// [`ApiError::Listener`] where a listener fails for good.
+/// [`ApiError::Unlinked`] where the links to the session role or to the vault have closed for good.
 pub async fn run(options: Options, links: Links, stop: CancellationToken) -> Result<(), ApiError> {
     tracing::info!(mcp_url = %options.mcp_url, http = links.http.is_some(), "api role starts");
-    stop.cancelled().await;
-    Ok(())
+    let (log, log_driver) = SessionClient::new(links.session);
+    let (vault, vault_driver) = Link::new("vault", links.vault, None);
+    // Listeners stop with the role, also where it ends by itself.
+    let stop = stop.child_token();
+    let app = Arc::new(App {
+        log,
+        vault: ApiVault(vault),
+        vault_key: options.vault_key,
+        mcp_url: options.mcp_url,
+        operators: options.operators,
+        objects: Folds::default(),
+        sessions: Folds::default(),
+        keys: Keys::default(),
+        stop: stop.clone(),
+    });
+    let router = router(app);
+    let listeners = async {
+        let http = async {
+            if let Some(listener) = links.http {
+                listen::tcp(listener, router.clone(), stop.clone()).await;
+            }
+        };
+        let unix = async {
+            if let Some(listener) = links.unix {
+                listen::unix(listener, router.clone(), stop.clone()).await;
+            }
+        };
+        tokio::join!(http, unix, stop.cancelled());
+    };
+    // The drivers outlive the listeners, so that requests in flight can end.
+    tokio::select! {
+        () = listeners => Ok(()),
+        () = log_driver => Err(ApiError::Unlinked { peer: "session" }),
+        () = vault_driver => Err(ApiError::Unlinked { peer: "vault" }),
+    }
+}
+
+fn router(app: Shared) -> Router {
+    Router::new()
+        .merge(agent::routes())
+        .merge(environment::routes())
+        .merge(vault::routes())
+        .merge(session::routes())
+        .merge(event::routes())
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            gate::admit,
+        ))
+        .layer(middleware::from_fn(gate::frame))
+        .with_state(app)
 }
