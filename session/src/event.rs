@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::error::SessionError;
 use crate::id::SessionId;
@@ -43,6 +44,66 @@ pub struct Event {
     pub prev_hash: String,
     /// SHA-256 over all fields above, in hexadecimal; see [`crate::chain`].
     pub hash: String,
+}
+
+/// A stored event whose payload is still the text that was written, to be passed on without reading it.
+#[derive(Clone, Debug, Serialize)]
+pub struct EventText {
+    pub(crate) session: SessionId,
+    pub(crate) seq: u64,
+    pub(crate) id: String,
+    pub(crate) epoch: u64,
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) causation: Option<String>,
+    pub(crate) payload: Box<RawValue>,
+    pub(crate) prev_hash: String,
+    pub(crate) hash: String,
+}
+
+impl EventText {
+    /// Reads the payload.
+    ///
+    /// # Errors
+    ///
+    /// `Store` when it is not JSON.
+    pub fn parse(self) -> Result<Event, SessionError> {
+        Ok(Event {
+            payload: serde_json::from_str(self.payload.get())
+                .map_err(|e| SessionError::store("read a payload", e))?,
+            session: self.session,
+            seq: self.seq,
+            id: self.id,
+            epoch: self.epoch,
+            kind: self.kind,
+            at: self.at,
+            causation: self.causation,
+            prev_hash: self.prev_hash,
+            hash: self.hash,
+        })
+    }
+}
+
+impl TryFrom<Event> for EventText {
+    type Error = SessionError;
+
+    fn try_from(event: Event) -> Result<Self, Self::Error> {
+        Ok(Self {
+            payload: serde_json::value::to_raw_value(&event.payload)
+                .map_err(|e| SessionError::store("render a payload", e))?,
+            session: event.session,
+            seq: event.seq,
+            id: event.id,
+            epoch: event.epoch,
+            kind: event.kind,
+            at: event.at,
+            causation: event.causation,
+            prev_hash: event.prev_hash,
+            hash: event.hash,
+        })
+    }
 }
 
 /// An event that a writer wants to append.

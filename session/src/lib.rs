@@ -31,8 +31,10 @@ pub mod work;
 pub use chain::verify;
 pub use client::SessionClient;
 pub use error::{ChainError, SessionError};
-pub use event::{Event, MAX_APPEND_BYTES, MAX_APPEND_EVENTS, MAX_PAYLOAD_BYTES, NewEvent};
+pub use event::{
+    Event, EventText, MAX_APPEND_BYTES, MAX_APPEND_EVENTS, MAX_PAYLOAD_BYTES, NewEvent,
+};
 pub use id::SessionId;
 pub use query::{Lease, Query, StreamRow, Tailed};
 pub use sqlite::SqliteStore;
-pub use store::{Page, SessionStore};
+pub use store::{Page, SessionStore, TextPage};

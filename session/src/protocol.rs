@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 
 use crate::error::SessionError;
-use crate::event::{Event, NewEvent};
+use crate::event::{Event, EventText, NewEvent};
 use crate::id::SessionId;
 use crate::query::{Lease, Query, StreamRow, Tailed};
 
@@ -115,6 +115,12 @@ pub(crate) enum Answer {
         epoch: u64,
     },
     Leased(Lease),
+    /// As `Events`, from a store that has not read the payloads.
+    #[serde(rename = "events", skip_deserializing)]
+    TextEvents {
+        events: Vec<EventText>,
+        more: bool,
+    },
     Streams(Vec<StreamRow>),
     Tailed(Tailed),
     Work(SessionId),

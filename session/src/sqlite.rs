@@ -29,7 +29,7 @@ use crate::sqlite::apply::{Act, Outcome};
 use crate::sqlite::blobs::Blobs;
 use crate::sqlite::reader::Readers;
 use crate::sqlite::writer::{Command, Writer};
-use crate::store::{Page, SessionStore};
+use crate::store::{Page, SessionStore, TextPage};
 
 /// Longest owner's name or idempotency key.
 const MAX_NAME_BYTES: usize = 256;
@@ -58,6 +58,7 @@ impl SqliteStore {
             .recursive(true)
             .mode(0o700)
             .create(directory)
+            .and_then(|()| directory.parent().map_or(Ok(()), blobs::sync_directory))
             .map_err(|e| SessionError::store("make the directory", e))?;
         let lock = lock(directory)?;
         let file = directory.join("session.db");
@@ -211,6 +212,14 @@ impl SessionStore for SqliteStore {
     }
 
     async fn page(&self, session: &SessionId, query: Query) -> Result<Page, SessionError> {
+        let session = session.clone();
+        // Parsed on the reading thread: a long log would hold up the asker's other tasks.
+        self.readers
+            .ask(move |reader| reader.page(&session, &query)?.parse())
+            .await
+    }
+
+    async fn text_page(&self, session: &SessionId, query: Query) -> Result<TextPage, SessionError> {
         let session = session.clone();
         self.readers
             .ask(move |reader| reader.page(&session, &query))

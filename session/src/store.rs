@@ -4,7 +4,7 @@ use futures_util::Stream;
 use serde_json::Value;
 
 use crate::error::SessionError;
-use crate::event::{Event, NewEvent};
+use crate::event::{Event, EventText, NewEvent};
 use crate::id::SessionId;
 use crate::query::{Lease, Query, StreamRow, Tailed};
 
@@ -15,6 +15,30 @@ pub struct Page {
     pub events: Vec<Event>,
     /// The store stopped at its page size: more events may match after the last one.
     pub more: bool,
+}
+
+/// A page to be passed on; see [`EventText`].
+#[derive(Clone, Debug, Default)]
+pub struct TextPage {
+    /// The events, in the order of the query.
+    pub events: Vec<EventText>,
+    /// The store stopped at its page size: more events may match after the last one.
+    pub more: bool,
+}
+
+impl TextPage {
+    /// Reads the payloads.
+    ///
+    /// # Errors
+    ///
+    /// `Store` when one is not JSON.
+    pub fn parse(self) -> Result<Page, SessionError> {
+        let events = self.events.into_iter().map(EventText::parse);
+        Ok(Page {
+            events: events.collect::<Result<_, _>>()?,
+            more: self.more,
+        })
+    }
 }
 
 /// A store of the log: SQLite here, or the session role at the other end of a link.
@@ -69,6 +93,22 @@ pub trait SessionStore: Clone + Send + Sync + 'static {
         session: &SessionId,
         query: Query,
     ) -> impl Future<Output = Result<Page, SessionError>> + Send;
+
+    /// Reads the first page of a slice for somebody else; stores that keep payloads as text need not parse them.
+    fn text_page(
+        &self,
+        session: &SessionId,
+        query: Query,
+    ) -> impl Future<Output = Result<TextPage, SessionError>> + Send {
+        async {
+            let Page { events, more } = self.page(session, query).await?;
+            let events = events.into_iter().map(EventText::try_from);
+            Ok(TextPage {
+                events: events.collect::<Result<_, _>>()?,
+                more,
+            })
+        }
+    }
 
     /// Returns number and hash of the newest event, and the epoch.
     fn head(

@@ -1,4 +1,5 @@
 //! The role is killed again and again while many write and read; nothing acknowledged may be lost.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -56,7 +56,7 @@ impl Board {
         deadline: Instant,
     ) {
         self.clear_deadline(session);
-        if self.leases.len() > REMEMBERED {
+        if self.leases.len() > REMEMBERED + 2 * self.deadlines.len() {
             self.leases.retain(|_, held| held.deadline.is_some());
         }
         let held = Held {

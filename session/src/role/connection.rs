@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::SessionError;
 use crate::protocol::{Answer, Call, Frames, Reply, Request, encode, write_frames};
-use crate::store::{Page, SessionStore};
+use crate::store::{SessionStore, TextPage};
 
 /// Questions of one link that are worked on at once; further ones wait in the socket.
 const MAX_OPEN: u32 = 256;
@@ -183,8 +183,8 @@ async fn answer<S: SessionStore>(store: &S, call: Call) -> Result<Answer, Sessio
             Answer::Done
         }
         Call::Read { session, query } => {
-            let Page { events, more } = store.page(&session, query).await?;
-            Answer::Events { events, more }
+            let TextPage { events, more } = store.text_page(&session, query).await?;
+            Answer::TextEvents { events, more }
         }
         Call::Release {
             session,

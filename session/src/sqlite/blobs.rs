@@ -102,6 +102,13 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+/// Makes new names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    // A relative path of one part has an empty parent.
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     File::open(path)?.sync_all()
 }

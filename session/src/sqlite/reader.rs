@@ -15,7 +15,7 @@ use crate::query::{Query, StreamRow};
 use crate::sqlite::blobs::Blobs;
 use crate::sqlite::rows::{EVENT_COLUMNS, event, position};
 use crate::sqlite::schema;
-use crate::store::Page;
+use crate::store::TextPage;
 
 /// Reading threads.
 const THREADS: usize = 2;
@@ -92,11 +92,15 @@ impl fmt::Debug for Readers {
 
 impl Reader {
     /// Reads the first page of a slice.
-    pub(super) fn page(&self, session: &SessionId, query: &Query) -> Result<Page, SessionError> {
+    pub(super) fn page(
+        &self,
+        session: &SessionId,
+        query: &Query,
+    ) -> Result<TextPage, SessionError> {
         let stream = self.stream(session)?.ok_or(SessionError::NotFound)?;
         let before = query.before.unwrap_or(u64::MAX);
         if query.limit == 0 || query.after >= before.saturating_sub(1) {
-            return Ok(Page::default());
+            return Ok(TextPage::default());
         }
         let order = if query.descending { "DESC" } else { "ASC" };
         let filter = if query.kinds.is_empty() {
@@ -111,7 +115,7 @@ impl Reader {
         let first = position(stream, query.after.saturating_add(1));
         let last = position(stream, before.saturating_sub(1));
         let mut rows = find.query(params![first, last, kinds])?;
-        let mut page = Page::default();
+        let mut page = TextPage::default();
         let mut bytes = 0;
         while page.events.len() < query.limit {
             let Some(row) = rows.next()? else { break };
@@ -119,8 +123,8 @@ impl Reader {
                 page.more = true;
                 break;
             }
-            let (event, size) = event(row, session, &self.blobs)?;
-            bytes += size;
+            let event = event(row, session, &self.blobs)?;
+            bytes += event.payload.get().len();
             page.events.push(event);
         }
         Ok(page)

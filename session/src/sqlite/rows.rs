@@ -2,9 +2,10 @@
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, Statement, params};
+use serde_json::value::RawValue;
 
 use crate::error::SessionError;
-use crate::event::{Draft, Event};
+use crate::event::{Draft, Event, EventText};
 use crate::id::SessionId;
 use crate::sqlite::blobs::Blobs;
 use crate::work::Work;
@@ -233,7 +234,7 @@ fn collect(
 ) -> Result<Vec<Event>, SessionError> {
     let mut events = Vec::new();
     while let Some(row) = rows.next()? {
-        events.push(event(row, session, blobs)?.0);
+        events.push(event(row, session, blobs)?.parse()?);
     }
     Ok(events)
 }
@@ -243,12 +244,12 @@ pub(super) fn position(stream: u64, seq: u64) -> u64 {
     stream << 32 | seq.min(MAX_SEQ)
 }
 
-/// Reads the columns [`EVENT_COLUMNS`]; returns the event and the size of its payload.
+/// Reads the columns [`EVENT_COLUMNS`].
 pub(super) fn event(
     row: &Row<'_>,
     session: &SessionId,
     blobs: &Blobs,
-) -> Result<(Event, usize), SessionError> {
+) -> Result<EventText, SessionError> {
     let text: String = match (
         row.get::<_, Option<String>>(6)?,
         row.get::<_, Option<String>>(7)?,
@@ -257,7 +258,7 @@ pub(super) fn event(
         (None, Some(name)) => blobs.load(&name)?,
         (None, None) => return Err(SessionError::Store("an event has no payload".into())),
     };
-    let event = Event {
+    Ok(EventText {
         session: session.clone(),
         seq: row.get::<_, u64>(0)? & MAX_SEQ,
         id: row.get(1)?,
@@ -266,12 +267,11 @@ pub(super) fn event(
         at: Timestamp::from_microsecond(row.get(4)?)
             .map_err(|e| SessionError::store("read a time", e))?,
         causation: row.get(5)?,
-        payload: serde_json::from_str(&text)
+        payload: RawValue::from_string(text)
             .map_err(|e| SessionError::store("read a payload", e))?,
         prev_hash: hex::encode(row.get_ref(8)?.as_blob().map_err(rusqlite::Error::from)?),
         hash: hex::encode(row.get_ref(9)?.as_blob().map_err(rusqlite::Error::from)?),
-    };
-    Ok((event, text.len()))
+    })
 }
 
 fn bytes(hash: &str) -> Result<Vec<u8>, SessionError> {

@@ -213,6 +213,76 @@ async fn one_failing_write_does_not_spoil_its_group() {
     }
 }
 
+/// Keeps the writer busy, so that what is sent meanwhile is committed as one group.
+async fn hold_up(store: &SqliteStore) {
+    sabotage(
+        store,
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000) SELECT max(n) FROM c",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn writes_of_one_group_see_each_other() {
+    let (store, _home) = open().await;
+    let session = SessionId::random("sesn");
+    store
+        .append_input(&session, "k", vec![message()])
+        .await
+        .unwrap();
+
+    hold_up(&store).await;
+    let (first, second) = tokio::join!(
+        store.lease(&session, "one", 60_000),
+        store.lease(&session, "two", 60_000)
+    );
+    assert_eq!(first.unwrap().epoch, 1);
+    assert!(matches!(second, Err(SessionError::Held { by, .. }) if by == "one"));
+
+    hold_up(&store).await;
+    let (written, released, taken, stale, renewed) = tokio::join!(
+        store.append(&session, 1, 1, vec![note("a")]),
+        store.release(&session, "one", 1),
+        store.lease(&session, "two", 60_000),
+        store.append(&session, 2, 1, vec![note("b")]),
+        store.renew(&session, "one", 1, 60_000)
+    );
+    assert_eq!(written.unwrap()[0].seq, 2);
+    released.unwrap();
+    let taken = taken.unwrap();
+    assert_eq!((taken.epoch, taken.head), (2, 2));
+    assert_eq!(stale, Err(SessionError::Fenced { epoch: 2 }));
+    assert_eq!(renewed, Err(SessionError::Fenced { epoch: 2 }));
+
+    hold_up(&store).await;
+    let start = |id: &str| NewEvent::new("span.model_request_start", json!({})).with_id(id);
+    let (won, lost, second_open, input, again) = tokio::join!(
+        store.append(&session, 2, 2, vec![start("c")]),
+        store.append(&session, 2, 2, vec![note("d")]),
+        store.append(&session, 3, 2, vec![start("e")]),
+        store.append_input(&session, "l", vec![message()]),
+        store.append_input(&session, "l", vec![message()])
+    );
+    assert_eq!(won.unwrap()[0].seq, 3);
+    assert_eq!(lost, Err(SessionError::Conflict { head: 3 }));
+    assert!(matches!(second_open, Err(SessionError::Invalid { .. })));
+    assert_eq!(input, again);
+    assert_eq!(events(&store, &session).await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_publisher_is_fenced_even_if_its_lease_is_remembered_only_on_disk() {
+    let (store, home) = open().await;
+    let (session, old) = leased(&store).await;
+    let new = store.lease(&session, "one", 60_000).await.unwrap().epoch;
+    store.release(&session, "one", new).await.unwrap();
+    store.close().await;
+    let store = SqliteStore::open(home.path()).unwrap();
+    let stale = store.publish(&session, old, json!(1)).await;
+    assert_eq!(stale, Err(SessionError::Fenced { epoch: new }));
+    store.publish(&session, new, json!(1)).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_writer_beyond_use_ends_and_every_call_says_so() {
     let (store, _home) = open().await;
