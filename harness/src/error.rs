@@ -13,6 +13,9 @@ pub enum HarnessError {
     /// Another harness holds the session now: nothing more is written, executed or used.
     #[error("fenced: the session is held under a newer epoch")]
     Fenced,
+    /// The vault or tools no longer honour the opening; waking again opens anew.
+    #[error("the session's opening is over")]
+    OpeningLost,
     /// The store did not take or give events.
     #[error("session store: {0}")]
     Session(#[from] SessionError),
