@@ -6,6 +6,7 @@ mod attach;
 mod ledger;
 mod live;
 mod owner;
+mod state;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,9 @@ pub async fn run(
     let link = zygote
         .take_link()
         .ok_or_else(|| HandsError::refused("a zygote serves one role"))?;
+    let ending = zygote
+        .watch()
+        .map_err(|error| HandsError::internal("watch the zygote", error))?;
     let tasks = TaskTracker::new();
     let (events, news) = mpsc::unbounded_channel();
     let owner = Arc::new(Owner::new(options, link, events, tasks.clone())?);
@@ -73,7 +77,10 @@ pub async fn run(
     let result = loop {
         tokio::select! {
             () = stop.cancelled() => break Ok(()),
-            () = owner.zygote_ended() => {
+            () = owner.zygote_is_broken() => {
+                break Err(HandsError::Internal { reason: "the zygote no longer answers".to_owned() });
+            }
+            _ = ending.readable() => {
                 break Err(HandsError::Internal { reason: "the zygote ended, and every sandbox with it".to_owned() });
             }
             link = links.recv(), if links_open => match link {

@@ -65,7 +65,7 @@ pub(crate) fn clone_into_namespaces() -> io::Result<Forked<(Pid, OwnedFd)>> {
     let result = check(unsafe {
         libc::syscall(
             libc::SYS_clone,
-            flags as c_ulong,
+            c_ulong::from(flags.unsigned_abs()),
             none,
             &raw mut pidfd,
             none,
@@ -220,7 +220,7 @@ pub(crate) fn try_user_namespace() -> io::Result<()> {
     let result = unsafe {
         libc::syscall(
             libc::SYS_clone,
-            flags as c_ulong,
+            c_ulong::from(flags.unsigned_abs()),
             none,
             ptr::null_mut::<c_void>(),
             none,

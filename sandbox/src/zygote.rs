@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rustix::process::{DumpableBehavior, Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, WaitOptions};
 use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 
 use crate::inside;
 use crate::missing::Missing;
@@ -32,6 +33,11 @@ impl Zygote {
     /// Takes the socket; the process ends when the socket closes.
     pub(crate) fn take_link(&mut self) -> Option<UnixStream> {
         self.link.take()
+    }
+
+    /// Becomes readable when the process has ended.
+    pub(crate) fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        sys::watch(rustix::process::pidfd_open(self.pid, PidfdFlags::empty())?)
     }
 }
 

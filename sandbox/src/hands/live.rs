@@ -108,7 +108,7 @@ impl Sandbox {
         session: &str,
         resources: &Resources,
         zygote: &tokio::sync::Mutex<Option<ZygoteLink>>,
-        zygote_ended: &CancellationToken,
+        zygote_broken: &CancellationToken,
     ) -> Result<(Self, Control), HandsError> {
         let made = Instant::now();
         let started = {
@@ -121,7 +121,7 @@ impl Sandbox {
                 Err(error) => {
                     // A broken exchange cannot be continued: drop the link, which ends the zygote.
                     *link = None;
-                    zygote_ended.cancel();
+                    zygote_broken.cancel();
                     return Err(HandsError::internal("the zygote", error));
                 }
             }
@@ -277,6 +277,11 @@ impl Sandbox {
 
     pub(super) fn running(&self) -> usize {
         self.calls().waiting.len()
+    }
+
+    /// The listeners to hand over, `mcp` and `egress`.
+    pub(super) fn listeners(&self) -> Option<[&TcpListener; 2]> {
+        self.listeners.as_ref().map(|(mcp, egress)| [mcp, egress])
     }
 
     fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {

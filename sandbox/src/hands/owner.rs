@@ -1,25 +1,20 @@
 //! Who owns what: sandboxes, sessions, epochs, and the rules between them.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Options;
-use super::ledger::{Book, Fingerprint, Found, Verdict};
+use super::ledger::{Fingerprint, Found, Verdict};
 use super::live::{Sandbox, ZygoteLink};
+use super::state::State;
 use crate::wire::{Answer, Request};
 use crate::{Execute, HandsError, Output, Resources, SandboxId, SandboxRow};
 
-/// Sessions remembered without a sandbox; the longest unused are forgotten first.
-const MAX_SESSIONS: usize = 10_000;
-/// Lost sandboxes remembered per session.
-const MAX_LOST: usize = 64;
 /// How long `provision` waits until a connected tools role has been sent the listeners.
 const HANDOVER_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -35,26 +30,11 @@ pub(super) enum News {
 }
 
 #[derive(Debug)]
-struct Session {
-    epoch: u64,
-    book: Book,
-    lost: VecDeque<SandboxId>,
-    provisioning: usize,
-    used: Instant,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    sessions: HashMap<String, Session>,
-    sandboxes: HashMap<SandboxId, Arc<Sandbox>>,
-}
-
-#[derive(Debug)]
 pub(super) struct Owner {
     options: Options,
     state: Mutex<State>,
     zygote: tokio::sync::Mutex<Option<ZygoteLink>>,
-    zygote_ended: CancellationToken,
+    zygote_broken: CancellationToken,
     news: mpsc::UnboundedSender<News>,
     tasks: TaskTracker,
 }
@@ -70,7 +50,7 @@ impl Owner {
             options,
             state: Mutex::default(),
             zygote: tokio::sync::Mutex::new(Some(ZygoteLink::new(zygote)?)),
-            zygote_ended: CancellationToken::new(),
+            zygote_broken: CancellationToken::new(),
             news,
             tasks,
         })
@@ -80,8 +60,8 @@ impl Owner {
         &self.tasks
     }
 
-    pub(super) async fn zygote_ended(&self) {
-        self.zygote_ended.cancelled().await;
+    pub(super) async fn zygote_is_broken(&self) {
+        self.zygote_broken.cancelled().await;
     }
 
     /// Kills every sandbox.
@@ -191,7 +171,7 @@ impl Owner {
     ) -> Result<SandboxId, HandsError> {
         check_environment(&resources)?;
         self.state().reserve(session, epoch, &self.options)?;
-        let made = Sandbox::provision(session, &resources, &self.zygote, &self.zygote_ended).await;
+        let made = Sandbox::provision(session, &resources, &self.zygote, &self.zygote_broken).await;
         let (sandbox, control) = {
             let mut state = self.state();
             let (sandbox, control) = state.unreserve(session, made)?;
@@ -307,15 +287,8 @@ impl Owner {
 
     /// Takes note that a sandbox ended; if nobody destroyed it, it is lost.
     fn bury(&self, sandbox: &Sandbox) {
-        let mut state = self.state();
-        if state.sandboxes.remove(&sandbox.id).is_none() {
+        if !self.state().bury(sandbox) {
             return;
-        }
-        if let Some(session) = state.sessions.get_mut(&sandbox.session) {
-            session.lost.push_back(sandbox.id.clone());
-            if session.lost.len() > MAX_LOST {
-                session.lost.pop_front();
-            }
         }
         tracing::warn!(session = sandbox.session, sandbox = %sandbox.id, "sandbox lost");
         self.news.send(News::Detached(sandbox.id.clone())).ok();
@@ -343,113 +316,6 @@ impl Owner {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Lets an epoch in: the newest or a newer one, which fences all below it.
-    fn claimed(&mut self, session: &str, epoch: u64) -> Result<&mut Self, HandsError> {
-        if !self.sessions.contains_key(session) && self.sessions.len() >= MAX_SESSIONS {
-            self.forget_a_session();
-        }
-        let entry = self
-            .sessions
-            .entry(session.to_owned())
-            .or_insert_with(|| Session {
-                epoch,
-                book: Book::default(),
-                lost: VecDeque::new(),
-                provisioning: 0,
-                used: Instant::now(),
-            });
-        if epoch < entry.epoch {
-            return Err(HandsError::Fenced { epoch: entry.epoch });
-        }
-        entry.epoch = epoch;
-        entry.used = Instant::now();
-        Ok(self)
-    }
-
-    fn forget_a_session(&mut self) {
-        let in_use = |name: &String, session: &Session| {
-            session.provisioning > 0
-                || session.book.is_busy()
-                || self.sandboxes.values().any(|s| s.session == *name)
-        };
-        let idle = self
-            .sessions
-            .iter()
-            .filter(|(name, session)| !in_use(name, session));
-        if let Some(name) = idle
-            .min_by_key(|(_, session)| session.used)
-            .map(|(name, _)| name.clone())
-        {
-            self.sessions.remove(&name);
-        }
-    }
-
-    fn sandbox(&self, session: &str, id: &SandboxId) -> Result<Arc<Sandbox>, HandsError> {
-        if let Some(sandbox) = self
-            .sandboxes
-            .get(id)
-            .filter(|sandbox| sandbox.session == session)
-        {
-            return Ok(Arc::clone(sandbox));
-        }
-        if self
-            .sessions
-            .get(session)
-            .is_some_and(|entry| entry.lost.contains(id))
-        {
-            return Err(HandsError::Lost {
-                sandbox: id.clone(),
-            });
-        }
-        Err(HandsError::NotFound)
-    }
-
-    fn reserve(&mut self, session: &str, epoch: u64, options: &Options) -> Result<(), HandsError> {
-        self.claimed(session, epoch)?;
-        let provisioning: usize = self.sessions.values().map(|entry| entry.provisioning).sum();
-        if self.sandboxes.len() + provisioning >= options.max_sandboxes {
-            return Err(HandsError::refused(format!(
-                "{} sandboxes are alive already",
-                options.max_sandboxes
-            )));
-        }
-        let alive = self
-            .sandboxes
-            .values()
-            .filter(|sandbox| sandbox.session == session)
-            .count();
-        let most = options.max_sandboxes_per_session;
-        if let Some(entry) = self.sessions.get_mut(session) {
-            if alive + entry.provisioning >= most {
-                return Err(HandsError::refused(format!(
-                    "this session has {most} sandboxes already"
-                )));
-            }
-            entry.provisioning += 1;
-        }
-        Ok(())
-    }
-
-    fn unreserve<T>(
-        &mut self,
-        session: &str,
-        made: Result<T, HandsError>,
-    ) -> Result<T, HandsError> {
-        if let Some(entry) = self.sessions.get_mut(session) {
-            entry.provisioning = entry.provisioning.saturating_sub(1);
-        }
-        made
-    }
-}
-
-impl Sandbox {
-    /// The descriptors of its listeners, `mcp` and `egress`.
-    pub(super) fn listeners(&self) -> Option<[&TcpListener; 2]> {
-        self.listeners.as_ref().map(|(mcp, egress)| [mcp, egress])
     }
 }
 
@@ -484,47 +350,8 @@ fn check_environment(resources: &Resources) -> Result<(), HandsError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{State, check_environment};
-    use crate::hands::Options;
-    use crate::{HandsError, Resources};
-
-    #[test]
-    fn a_lower_epoch_is_fenced_and_a_greater_one_takes_over() {
-        let mut state = State::default();
-        assert!(state.claimed("sesn_a", 3).is_ok());
-        assert!(state.claimed("sesn_a", 3).is_ok());
-        assert!(state.claimed("sesn_a", 5).is_ok());
-        assert_eq!(
-            state.claimed("sesn_a", 4).err(),
-            Some(HandsError::Fenced { epoch: 5 })
-        );
-        assert!(
-            state.claimed("sesn_b", 1).is_ok(),
-            "sessions do not fence each other"
-        );
-    }
-
-    #[test]
-    fn quotas_count_what_is_being_made() {
-        let mut state = State::default();
-        let options = Options {
-            max_sandboxes: 3,
-            max_sandboxes_per_session: 2,
-        };
-        assert!(state.reserve("sesn_a", 1, &options).is_ok());
-        assert!(state.reserve("sesn_a", 1, &options).is_ok());
-        assert!(matches!(
-            state.reserve("sesn_a", 1, &options),
-            Err(HandsError::Refused { .. })
-        ));
-        assert!(state.reserve("sesn_b", 1, &options).is_ok());
-        assert!(matches!(
-            state.reserve("sesn_c", 1, &options),
-            Err(HandsError::Refused { .. })
-        ));
-        assert_eq!(state.unreserve("sesn_b", Ok(7)), Ok(7));
-        assert!(state.reserve("sesn_c", 1, &options).is_ok());
-    }
+    use super::check_environment;
+    use crate::Resources;
 
     #[test]
     fn environment_names_cannot_smuggle_assignments() {

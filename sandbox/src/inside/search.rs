@@ -80,7 +80,7 @@ fn base(pattern: &str, path: Option<&str>) -> (PathBuf, String) {
     let fixed = parts
         .iter()
         .position(varies)
-        .unwrap_or(parts.len().saturating_sub(1));
+        .unwrap_or_else(|| parts.len().saturating_sub(1));
     let (directory, rest) = parts.split_at(fixed);
     (
         PathBuf::from(format!("/{}", directory.join("/"))),

@@ -108,13 +108,12 @@ impl Shell {
     }
 
     pub(super) fn run(&mut self, id: u64, command: &str, timeout: Duration) {
-        self.said.clear();
         self.running = Some(Running {
             id,
             started: Instant::now(),
             timeout,
         });
-        self.unsent.extend(line(command).as_bytes());
+        self.unsent.extend(line(id, command).as_bytes());
         self.write_script();
     }
 
@@ -167,11 +166,7 @@ impl Shell {
         match rustix::io::read(status, &mut chunk) {
             // The shell was replaced by `exec` or has ended; its own end decides.
             Ok(0) => self.status = None,
-            Ok(count) => {
-                self.said.extend(chunk.iter().take(count));
-                // A status is a few digits; whatever else writes here does not get to fill our memory.
-                self.said.truncate(64);
-            }
+            Ok(count) => self.said.extend(chunk.iter().take(count)),
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             Err(_) => self.status = None,
         }
@@ -179,14 +174,9 @@ impl Shell {
 
     /// The answer of the running command, if it has finished.
     pub(super) fn finished(&mut self) -> Option<(u64, Answer, Duration)> {
-        let end = self.said.iter().position(|byte| *byte == 0)?;
-        let code: i32 = self
-            .said
-            .get(..end)
-            .and_then(|s| std::str::from_utf8(s).ok())
-            .and_then(|s| s.parse().ok())?;
+        let id = self.running.as_ref()?.id;
+        let code = take_status(&mut self.said, id)?;
         let running = self.running.take()?;
-        self.said.clear();
         // What the command wrote is in the pipe by now; what others write later belongs to the next command.
         self.read_output();
         let text = self.tail.take_text();
@@ -261,12 +251,35 @@ fn with_note(mut text: String, note: &str) -> String {
     text
 }
 
-/// One line (of the script's grammar) that runs a command and reports its status.
+/// One line (of the script's grammar) that runs a command and reports its status under the call's number.
 ///
 /// Descriptors 7 (output) and 8 (status) are the shell's alone: no program inherits them.
-fn line(command: &str) -> String {
+fn line(id: u64, command: &str) -> String {
     let quoted = command.replace('\'', r"'\''");
-    format!("eval '{quoted}' </dev/null >&7 2>&7 7>&- 8>&-; builtin printf '%d\\0' \"$?\" >&8\n")
+    let report = format!("builtin printf '\\000{id} %d\\000' \"$?\" >&8");
+    format!("eval '{quoted}' </dev/null >&7 2>&7 7>&- 8>&-; {report}\n")
+}
+
+/// Takes the status of a call out of what came through the status pipe.
+///
+/// What an earlier command left behind is not this call's and is dropped. A program that digs the pipe out of /proc can
+/// forge a status all the same; it then lies about its own sandbox, whose processes are all of one trust.
+fn take_status(said: &mut Vec<u8>, id: u64) -> Option<i32> {
+    while let Some(end) = said.iter().position(|byte| *byte == 0) {
+        let record: Vec<u8> = said.drain(..=end).take(end).collect();
+        let text = std::str::from_utf8(&record).unwrap_or_default();
+        if let Some((number, code)) = text.split_once(' ')
+            && number.parse() == Ok(id)
+            && let Ok(code) = code.parse()
+        {
+            return Some(code);
+        }
+    }
+    // The longest status has 24 bytes; more without an end is none.
+    if said.len() > 64 {
+        said.clear();
+    }
+    None
 }
 
 fn become_shell(
@@ -299,17 +312,37 @@ fn become_shell(
         std::env::set_current_dir(directory).ok();
     }
     nest().map_err(io::Error::other)?;
-    let arguments = ["bash", "--noprofile", "--norc"]
+    // Aliases as in a shell at a prompt; nothing of the host's start-up files.
+    let arguments = ["bash", "--noprofile", "--norc", "-O", "expand_aliases"]
         .map(|argument| CString::new(argument).unwrap_or_default());
     Err(sys::execute(BASH, &arguments, environment))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::line;
+    use super::{line, take_status};
 
     #[test]
     fn a_command_stays_one_quoted_word() {
-        assert!(line("echo 'a'\nb").starts_with("eval 'echo '\\''a'\\''\nb' </dev/null"));
+        let line = line(7, "echo 'a'\nb");
+        assert!(
+            line.starts_with("eval 'echo '\\''a'\\''\nb' </dev/null"),
+            "{line}"
+        );
+        assert!(
+            line.ends_with("printf '\\0007 %d\\000' \"$?\" >&8\n"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn only_the_status_of_its_own_call_is_taken() {
+        let mut said = b"garbage\x006 0\0\x007 41\0\x007 0\0rest".to_vec();
+        assert_eq!(take_status(&mut said, 7), Some(41));
+        assert_eq!(take_status(&mut said, 8), None);
+        assert_eq!(said, b"rest");
+        let mut flood = vec![b'x'; 1000];
+        assert_eq!(take_status(&mut flood, 8), None);
+        assert!(flood.is_empty());
     }
 }
