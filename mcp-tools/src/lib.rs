@@ -23,6 +23,8 @@ mod scrub;
 mod server;
 mod shared;
 mod spend;
+#[cfg(test)]
+mod testing;
 mod tool;
 mod verbs;
 

@@ -86,7 +86,7 @@ impl Spender {
         let binding = &envelope.binding;
         let destination = Destination::of(&url)
             .ok_or_else(|| Refusal::new("destination_not_bound", "the request goes to no http or https host"))?;
-        if !request::is_plain_path(url.path()) {
+        if !is_plain_path(url.path()) {
             return Err(Refusal::new("path_not_bound", "the path holds an escaped dot segment, slash or backslash trick"));
         }
         if matches!(method, Method::CONNECT | Method::TRACE) {
