@@ -13,7 +13,7 @@ use crate::{HandsError, Resources, inside, passing, sys};
 /// What was found about one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Layer {
-    /// The layer: `user namespaces`, `landlock`, `seccomp`, `shell`, `sandbox`.
+    /// The layer: `user namespaces`, `landlock`, `seccomp`, `shell`, `limits`, `sandbox`.
     pub name: String,
     /// Whether it works here.
     pub works: bool,
@@ -59,7 +59,7 @@ impl Probe {
 
 /// Tries every layer; called before any thread exists it also starts a real sandbox and ends it.
 pub fn probe() -> Probe {
-    let mut layers = vec![user_namespaces(), landlock(), seccomp(), shell()];
+    let mut layers = vec![user_namespaces(), landlock(), seccomp(), shell(), limits()];
     if is_single_threaded() {
         layers.push(match try_sandbox() {
             Ok(()) => Layer::works("sandbox", "one was started with every layer and ended"),
@@ -129,6 +129,12 @@ fn shell() -> Layer {
             "install bash",
         )
     }
+}
+
+/// What bounds a sandbox; said here because it is less than some expect.
+fn limits() -> Layer {
+    let found = "memory per process, processes, descriptors and files; no control group, so memory is not bounded as a sum";
+    Layer::works("limits", found)
 }
 
 /// Starts one sandbox as the hands do, and lets it end with its socket.

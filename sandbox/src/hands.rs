@@ -18,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::owner::Owner;
-use crate::HandsError;
 use crate::wire::{self, Answered, Asked};
 pub use crate::zygote::{Zygote, start_zygote};
+use crate::{HandsError, Limits};
 
 /// How the role runs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
+    /// The most that one sandbox may be given.
+    pub max_limits: Limits,
     /// Sandboxes at once, all sessions together.
     pub max_sandboxes: usize,
     /// Sandboxes at once in one session.
@@ -34,7 +36,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
+        let max_limits = Limits {
+            disk_bytes: 32 << 30,
+            files: 10_000_000,
+            memory_bytes: 64 << 30,
+            open_files: 1 << 16,
+            processes: 1 << 14,
+        };
         Self {
+            max_limits,
             max_sandboxes: 1024,
             max_sandboxes_per_session: 8,
         }

@@ -124,6 +124,7 @@ fn keep_only(control: OwnedFd) -> Result<OwnedFd, (OwnedFd, Missing)> {
 
 fn build(resources: &Resources, layout: &Layout) -> Result<Vec<TcpListener>, Missing> {
     sys::default_signals();
+    sys::ignore_signal(libc::SIGPIPE);
     let filters = layout.filters.as_ref().map_err(Clone::clone)?;
     let user = rustix::process::Uid::from_raw(inside::UID);
     let group = rustix::process::Gid::from_raw(inside::UID);

@@ -89,6 +89,21 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Names the first limit that is greater than another set allows.
+    pub(crate) fn exceeds(&self, most: &Self) -> Option<&'static str> {
+        [
+            ("disk_bytes", self.disk_bytes, most.disk_bytes),
+            ("files", self.files, most.files),
+            ("memory_bytes", self.memory_bytes, most.memory_bytes),
+            ("open_files", self.open_files, most.open_files),
+            ("processes", self.processes, most.processes),
+        ]
+        .into_iter()
+        .find_map(|(name, asked, most)| (asked > most).then_some(name))
+    }
+}
+
 /// What a sandbox is made of.
 ///
 /// # Security

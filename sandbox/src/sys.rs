@@ -166,10 +166,10 @@ pub(crate) fn default_signals() {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
 }
 
-/// Lets the kernel reap children, so that nobody waits for them.
-pub(crate) fn ignore_children() {
+/// Ignores a signal: SIGCHLD, so that the kernel reaps children; SIGPIPE, so that a reader's end is an error like others.
+pub(crate) fn ignore_signal(signal: c_int) {
     // SAFETY: SIG_IGN installs no handler.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// A descriptor that becomes readable when a child ends; SIGCHLD is blocked from now on.

@@ -150,7 +150,8 @@ fn forget_inheritance(link: OwnedFd) -> io::Result<OwnedFd> {
     fs::write("/proc/self/oom_score_adj", "500")?;
     // A name that says what it is in a process list; not having it harms nobody.
     rustix::thread::set_name(c"claviger-zygote").ok();
-    sys::ignore_children();
+    sys::ignore_signal(libc::SIGCHLD);
+    sys::ignore_signal(libc::SIGPIPE);
     Ok(link)
 }
 

@@ -130,7 +130,8 @@ fn inner(arguments: &[String]) -> ExitCode {
         .build()
         .expect("a runtime");
     let world = Arc::new(runtime.block_on(World::start(zygotes)));
-    if !probe.is_ready() {
+    let wants_refusal = arguments.iter().any(|argument| argument == "--refusal");
+    if wants_refusal || !probe.is_ready() {
         return refused(&runtime, &world, &probe);
     }
     let (mut passed, mut failed) = (0, Vec::new());

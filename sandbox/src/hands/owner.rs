@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::Options;
 use super::ledger::{Fingerprint, Found, Verdict};
 use super::live::{Sandbox, ZygoteLink};
-use super::state::State;
+use super::state::{MAX_NAME_BYTES, State};
 use crate::wire::{Answer, Request};
 use crate::{Execute, HandsError, Output, Resources, SandboxId, SandboxRow};
 
@@ -170,6 +170,11 @@ impl Owner {
         resources: Resources,
     ) -> Result<SandboxId, HandsError> {
         check_environment(&resources)?;
+        if let Some(limit) = resources.limits.exceeds(&self.options.max_limits) {
+            return Err(HandsError::refused(format!(
+                "the limit `{limit}` is more than these hands give"
+            )));
+        }
         self.state().reserve(session, epoch, &self.options)?;
         let made = Sandbox::provision(session, &resources, &self.zygote, &self.zygote_broken).await;
         let (sandbox, control) = {
@@ -214,6 +219,11 @@ impl Owner {
 
     async fn execute(self: &Arc<Self>, call: Execute) -> Result<Output, HandsError> {
         let (session, epoch) = (call.session.clone(), call.epoch);
+        if call.key.len() > MAX_NAME_BYTES {
+            return Err(HandsError::refused(format!(
+                "a key has at most {MAX_NAME_BYTES} bytes"
+            )));
+        }
         let mut verdict = {
             let mut state = self.state();
             state.claimed(&session, epoch)?;

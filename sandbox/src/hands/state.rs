@@ -11,6 +11,8 @@ use crate::{HandsError, SandboxId};
 
 /// Sessions remembered without a sandbox; the longest unused are forgotten first.
 const MAX_SESSIONS: usize = 10_000;
+/// The longest name of a session or key.
+pub(super) const MAX_NAME_BYTES: usize = 512;
 /// Lost sandboxes remembered per session.
 const MAX_LOST: usize = 64;
 
@@ -32,6 +34,11 @@ pub(super) struct State {
 impl State {
     /// Lets an epoch in: the newest or a newer one, which fences all below it.
     pub(super) fn claimed(&mut self, session: &str, epoch: u64) -> Result<&mut Self, HandsError> {
+        if session.len() > MAX_NAME_BYTES {
+            return Err(HandsError::refused(format!(
+                "a session's name has at most {MAX_NAME_BYTES} bytes"
+            )));
+        }
         if !self.sessions.contains_key(session) && self.sessions.len() >= MAX_SESSIONS {
             self.forget_a_session();
         }
@@ -180,6 +187,7 @@ mod tests {
         let options = Options {
             max_sandboxes: 3,
             max_sandboxes_per_session: 2,
+            ..Options::default()
         };
         assert!(state.reserve("sesn_a", 1, &options).is_ok());
         assert!(state.reserve("sesn_a", 1, &options).is_ok());

@@ -22,9 +22,16 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// No block at all for an empty text: the Messages API refuses empty ones.
     pub(super) fn text(text: impl Into<String>) -> Self {
+        let text = text.into();
+        let content = if text.is_empty() {
+            Vec::new()
+        } else {
+            vec![json!({ "type": "text", "text": text })]
+        };
         Self {
-            content: vec![json!({ "type": "text", "text": text.into() })],
+            content,
             is_error: false,
         }
     }

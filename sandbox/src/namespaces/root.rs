@@ -191,7 +191,7 @@ fn etc(new: &Tree, plan: &Plan) -> Result<(), Missing> {
     Ok(())
 }
 
-/// One size-limited file system for everything that can be written.
+/// One size-limited file system for everything that can be written. A zero would mean no limit to the kernel.
 fn scratch(new: &Tree, limits: &Limits) -> Result<(), Missing> {
     let scratch = Path::new("/scratch");
     new.directory(scratch)?;
@@ -199,7 +199,7 @@ fn scratch(new: &Tree, limits: &Limits) -> Result<(), Missing> {
         "/scratch",
         &format!(
             "mode=755,size={},nr_inodes={}",
-            limits.disk_bytes,
+            limits.disk_bytes.max(1),
             limits.files.max(16)
         ),
     )?;

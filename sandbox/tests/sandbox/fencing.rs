@@ -20,6 +20,7 @@ tests!("fencing":
     concurrent_repeats_run_the_effect_once,
     provision_over_a_lost_link_is_disconnected,
     quota_of_a_session_is_refused,
+    requests_beyond_all_bounds_are_refused,
     the_ledger_tells_unknown_running_done,
 );
 
@@ -329,4 +330,59 @@ async fn provision_over_a_lost_link_is_disconnected(world: Arc<World>) {
         world.client.list().await.is_ok(),
         "others are not concerned"
     );
+}
+
+async fn requests_beyond_all_bounds_are_refused(world: Arc<World>) {
+    let greedy = Resources {
+        limits: claviger_sandbox::Limits {
+            disk_bytes: u64::MAX,
+            ..Default::default()
+        },
+        ..Resources::default()
+    };
+    let refused =
+        |result: Result<SandboxId, HandsError>| matches!(result, Err(HandsError::Refused { .. }));
+    assert!(refused(
+        world.client.provision("sesn_greedy", 1, greedy).await
+    ));
+    let long = "s".repeat(1000);
+    assert!(refused(
+        world.client.provision(&long, 1, Resources::default()).await
+    ));
+    let environment = [("BIG".to_owned(), "x".repeat(1 << 18))].into();
+    assert!(refused(
+        world
+            .client
+            .provision(
+                "sesn_greedy",
+                1,
+                Resources {
+                    environment,
+                    ..Resources::default()
+                }
+            )
+            .await
+    ));
+    let held = world.sandbox().await;
+    let call = Execute {
+        key: "k".repeat(1000),
+        ..held.call("bash", json!({ "command": "true" }))
+    };
+    assert!(matches!(
+        held.client.execute(call).await,
+        Err(HandsError::Refused { .. })
+    ));
+    let call = held.call(
+        "write",
+        json!({ "file_path": "f", "content": "x".repeat(33 << 20) }),
+    );
+    assert!(
+        matches!(
+            held.client.execute(call).await,
+            Err(HandsError::Refused { .. })
+        ),
+        "longer than a frame"
+    );
+    assert_eq!(held.text("echo fine").await, "fine\n");
+    held.destroy().await;
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::tests;
 use crate::world::World;
 
-tests!("measure": provision_command_destroy);
+tests!("measure": memory_held, provision_command_destroy);
 
 const ROUNDS: usize = 60;
 
@@ -65,4 +65,63 @@ async fn provision_command_destroy(world: Arc<World>) {
         assert_eq!(samples.len(), ROUNDS);
         row(name, samples);
     }
+}
+
+/// Proportional memory of a process in KiB, where we may read it.
+fn pss_kib(pid: u32) -> Option<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    rollup.lines().find_map(|line| {
+        line.strip_prefix("Pss:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
+    })
+}
+
+async fn memory_held(world: Arc<World>) {
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(
+            world
+                .sandbox_of(Resources {
+                    listeners: true,
+                    ..Resources::default()
+                })
+                .await,
+        );
+    }
+    for one in &held {
+        one.text("true").await;
+    }
+    let mut sum = (0, 0);
+    for one in &held {
+        let pid = one.pid().await;
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        sum.0 += pss_kib(pid).unwrap_or_default();
+        sum.1 += children
+            .split_whitespace()
+            .filter_map(|child| pss_kib(child.parse().ok()?))
+            .sum::<u64>();
+    }
+    let count = u64::try_from(held.len()).expect("a small number");
+    println!(
+        "    held: pid 1 {} KiB, its shell {} KiB (proportional)",
+        sum.0 / count,
+        sum.1 / count
+    );
+    for one in &held {
+        one.destroy().await;
+    }
+    assert!(
+        world
+            .client
+            .list()
+            .await
+            .expect("a list")
+            .iter()
+            .all(|row| held.iter().all(|one| one.id != row.sandbox))
+    );
 }
