@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::SessionId;
 use crate::error::SessionError;
 use crate::protocol::{Answer, Call, Frames, Reply, Request, encode, write_frames};
 use crate::store::{SessionStore, TextPage};
@@ -25,13 +26,39 @@ const WRITE_QUEUE: usize = 64;
 /// How long open questions may take once the role stops, and how long the peer may take to read the answers.
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// Leases taken over one link that were not given back over it.
+type Leases = Arc<Mutex<HashMap<SessionId, (String, u64)>>>;
+
 /// Serves one link until its peer is gone, breaks the protocol, or the role stops.
+///
+/// A link under the supervisor lives as long as its peer's process, so its end frees the time of the
+/// leases taken over it: another harness need not wait for them to run out. Their epochs stay what
+/// decides about writes (design rule 6), so freeing one too early costs a wake, never an event.
 pub(super) async fn serve<S: SessionStore>(store: S, link: UnixStream, stop: CancellationToken) {
+    let leases = Leases::default();
+    converse(store.clone(), link, stop.clone(), Arc::clone(&leases)).await;
+    if stop.is_cancelled() {
+        return;
+    }
+    let left = std::mem::take(&mut *leases.lock().unwrap_or_else(PoisonError::into_inner));
+    for (session, (owner, epoch)) in left {
+        // Refused where another harness has it already, which is as good.
+        drop(store.release(&session, &owner, epoch).await);
+    }
+}
+
+async fn converse<S: SessionStore>(
+    store: S,
+    link: UnixStream,
+    stop: CancellationToken,
+    leases: Leases,
+) {
     let (read, write) = link.into_split();
     let (queue, queued) = mpsc::channel(WRITE_QUEUE);
     let mut frames = Frames::new(read);
     let mut connection = Connection {
         store,
+        leases,
         queue,
         open: Arc::new(Semaphore::new(MAX_OPEN as usize)),
         questions: JoinSet::new(),
@@ -80,6 +107,7 @@ pub(super) async fn serve<S: SessionStore>(store: S, link: UnixStream, stop: Can
 
 struct Connection<S> {
     store: S,
+    leases: Leases,
     queue: mpsc::Sender<Bytes>,
     open: Arc<Semaphore>,
     questions: JoinSet<()>,
@@ -109,8 +137,11 @@ impl<S: SessionStore> Connection<S> {
                 // Never closed, so that this is always a permit.
                 let permit = Arc::clone(&self.open).acquire_owned().await;
                 let (store, queue) = (self.store.clone(), self.queue.clone());
+                let leases = Arc::clone(&self.leases);
                 self.questions.spawn(async move {
+                    let owner = lease_owner(&call);
                     let answer = answer(&store, call).await.unwrap_or_else(Answer::Error);
+                    note(&leases, owner, &answer);
                     send(&queue, id, answer).await;
                     drop(permit);
                 });
@@ -134,6 +165,36 @@ impl<S: SessionStore> Connection<S> {
             id
         });
         self.handles.insert(id, handle);
+    }
+}
+
+/// Whose lease a question takes, renews or gives back.
+fn lease_owner(call: &Call) -> Option<(SessionId, String, Option<u64>)> {
+    match call {
+        Call::Lease { session, owner, .. } | Call::Release { session, owner, .. } => {
+            Some((session.clone(), owner.clone(), None))
+        }
+        Call::Renew {
+            session,
+            owner,
+            epoch,
+            ..
+        } => Some((session.clone(), owner.clone(), Some(*epoch))),
+        _ => None,
+    }
+}
+
+/// Remembers what the link holds now.
+fn note(leases: &Leases, asked: Option<(SessionId, String, Option<u64>)>, answer: &Answer) {
+    let Some((session, owner, renewed)) = asked else {
+        return;
+    };
+    let mut leases = leases.lock().unwrap_or_else(PoisonError::into_inner);
+    match (answer, renewed) {
+        (Answer::Leased(lease), _) => drop(leases.insert(session, (owner, lease.epoch))),
+        (Answer::Done, Some(epoch)) => drop(leases.insert(session, (owner, epoch))),
+        (Answer::Done, None) => drop(leases.remove(&session)),
+        _ => {}
     }
 }
 
@@ -219,5 +280,61 @@ async fn send(queue: &mpsc::Sender<Bytes>, id: u64, answer: Answer) {
     });
     if let Ok(frame) = frame {
         drop(queue.send(frame).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NewEvent, SessionClient, SqliteStore};
+
+    fn client(store: &SqliteStore) -> (SessionClient, tokio::task::JoinHandle<()>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(serve(store.clone(), theirs, CancellationToken::new()));
+        let (sender, links) = mpsc::channel(1);
+        sender.try_send(ours).unwrap();
+        let (client, driver) = SessionClient::new(links);
+        let driver = tokio::spawn(async move {
+            driver.await;
+            drop(sender);
+        });
+        (client, driver)
+    }
+
+    #[tokio::test]
+    async fn a_lease_does_not_outlive_the_link_of_a_dead_harness() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path()).unwrap();
+        let session = SessionId::random("sesn");
+        let (dying, process) = client(&store);
+        let (other, _process) = client(&store);
+        let hello = NewEvent::new("user.message", serde_json::json!({"content": []}));
+        other
+            .append_input(&session, "1", vec![hello])
+            .await
+            .unwrap();
+        let lease = dying.lease(&session, "hrn_1", 3_600_000).await.unwrap();
+        let held = other.lease(&session, "hrn_2", 3_600_000).await.unwrap_err();
+        assert!(matches!(held, SessionError::Held { .. }), "{held:?}");
+        process.abort();
+        drop(dying);
+        let taken = loop {
+            match other.lease(&session, "hrn_2", 3_600_000).await {
+                Err(SessionError::Held { .. }) => tokio::task::yield_now().await,
+                taken => break taken.unwrap(),
+            }
+        };
+        assert!(taken.epoch > lease.epoch);
+        // The dead harness's epoch is fenced by the new one, not by the lost link.
+        let (back, _process) = client(&store);
+        let event = NewEvent::new("session.status_running", serde_json::json!({}));
+        let refused = back
+            .append(&session, lease.head, lease.epoch, vec![event])
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, SessionError::Fenced { .. }),
+            "{refused:?}"
+        );
     }
 }
