@@ -1,8 +1,10 @@
 //! Why the daemon does not start, or cannot go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use claviger_vault_memory::MemoryError;
 use claviger_vault_protocol::Refusal;
+use claviger_vault_protocol::sealed::SealedError;
 
 /// What ends or prevents the vault.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,32 @@ impl VaultError {
             Self::StoreRolledBack(_) => "store_rolled_back",
             Self::StoreTampered(_) => "store_tampered",
         }
+    }
+}
+
+impl VaultError {
+    /// Makes a mapper for the errors of one file or directory.
+    pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self::File { path, what: error.to_string() }
+    }
+}
+
+impl From<MemoryError> for VaultError {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error.to_string())
+    }
+}
+
+impl From<rusqlite::Error> for VaultError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+impl From<SealedError> for VaultError {
+    fn from(error: SealedError) -> Self {
+        Self::Seal(error.to_string())
     }
 }
 

@@ -8,7 +8,23 @@
 //! opens no network socket and starts no program.
 #![forbid(unsafe_code)]
 
+mod api_key;
+pub mod audit;
+pub mod cipher;
+pub mod clock;
+mod credential;
+mod encoding;
+mod endpoint;
 mod error;
+mod keys;
+mod opening;
+mod operator;
+mod permit;
 pub mod role;
+mod seal;
+mod store;
+mod trail;
+mod usage;
+mod vault;
 
 pub use error::VaultError;
