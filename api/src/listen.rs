@@ -10,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,42 +25,47 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// How long requests in flight may take after the role was told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Serves a TCP listener until `stop`.
-pub(crate) async fn tcp(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let accept = async || {
-        let (stream, _) = listener.accept().await?;
+/// Where connections come from.
+pub(crate) trait Accept: Send + Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection and who is at its other end.
+    fn next(&self) -> impl Future<Output = std::io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> std::io::Result<(TcpStream, Peer)> {
+        let (stream, _) = self.accept().await?;
         // Without it small frames of a stream wait for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
         Ok((stream, Peer::Tcp { local }))
-    };
-    serve(accept, router, stop).await;
+    }
 }
 
-/// Serves a unix listener until `stop`.
-pub(crate) async fn unix(listener: UnixListener, router: Router, stop: CancellationToken) {
-    let accept = async || {
-        let (stream, _) = listener.accept().await?;
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> std::io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.accept().await?;
         let uid = stream.peer_cred()?.uid();
         Ok((stream, Peer::Unix { uid }))
-    };
-    serve(accept, router, stop).await;
+    }
 }
 
-async fn serve<S>(
-    accept: impl AsyncFn() -> std::io::Result<(S, Peer)>,
-    router: Router,
-    stop: CancellationToken,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+/// Serves a listener, where there is one, until `stop`.
+pub(crate) async fn serve<A: Accept>(listener: Option<A>, router: Router, stop: CancellationToken) {
+    let Some(listener) = listener else { return };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await.ok();
-            (place, accept().await)
+            (place, listener.next().await)
         };
         let (place, accepted) = tokio::select! {
             () = stop.cancelled() => break,

@@ -92,6 +92,10 @@ impl Fold for Object {
         }
         self.updated_at = event.at;
     }
+
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
 }
 
 impl Object {
@@ -266,12 +270,14 @@ impl Listing {
                 SessionError::NotFound => Problem::field("page", "is no cursor of this list"),
                 other => other.into(),
             })?;
-            for row in rows
-                .iter()
-                .filter(|row| self.created.admits(row.created_at))
-            {
+            for row in &rows {
                 let state = folds.current(log, &row.session).await?;
-                if let Some(item) = pick(&row.session, &state) {
+                if let Some(item) = self
+                    .created
+                    .admits(state.created_at())
+                    .then(|| pick(&row.session, &state))
+                    .flatten()
+                {
                     if data.len() == self.limit {
                         return Ok(self.page(data, last_taken.as_ref()));
                     }

@@ -62,22 +62,12 @@ pub async fn run(options: Options, links: Links, stop: CancellationToken) -> Res
         stop: stop.clone(),
     });
     let router = router(app);
-    let listeners = async {
-        let http = async {
-            if let Some(listener) = links.http {
-                listen::tcp(listener, router.clone(), stop.clone()).await;
-            }
-        };
-        let unix = async {
-            if let Some(listener) = links.unix {
-                listen::unix(listener, router.clone(), stop.clone()).await;
-            }
-        };
-        tokio::join!(http, unix, stop.cancelled());
-    };
+    let http = listen::serve(links.http, router.clone(), stop.clone());
+    let unix = listen::serve(links.unix, router, stop.clone());
+    let listeners = async { tokio::join!(http, unix, stop.cancelled()) };
     // The drivers outlive the listeners, so that requests in flight can end.
     tokio::select! {
-        () = listeners => Ok(()),
+        _ = listeners => Ok(()),
         () = log_driver => Err(ApiError::Unlinked { peer: "session" }),
         () = vault_driver => Err(ApiError::Unlinked { peer: "vault" }),
     }

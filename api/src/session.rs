@@ -22,6 +22,8 @@ use crate::session::state::SessionState;
 const PREFIX: &str = "sesn_";
 /// Attempts to write exactly after what was read.
 const ATTEMPTS: usize = 8;
+/// How long the api may hold a session that it ends.
+const LEASE_TTL_MS: u64 = 5_000;
 
 pub(crate) fn routes() -> Router<Shared> {
     Router::new()
@@ -142,6 +144,11 @@ fn title(fields: &Fields<'_>) -> Answer<Value> {
         .into())
 }
 
+fn running() -> Problem {
+    Problem::invalid("session_running", "the session is running")
+        .with_fix("send user.interrupt and wait for session.status_idle")
+}
+
 /// Refuses what an ended session cannot do any more.
 pub(crate) fn live(session: &SessionState) -> Answer<()> {
     if session.archived_at.is_some() {
@@ -195,23 +202,35 @@ impl App {
             let (head, _, epoch) = self.log.head(&id).await?;
             let session = self.sessions.current(&self.log, &id).await?;
             if session.is_busy() {
-                return Err(
-                    Problem::invalid("session_running", "the session is running")
-                        .with_fix("send user.interrupt and wait for session.status_idle"),
-                );
+                return Err(running());
             }
             if kind == "session.archived" && session.archived_at.is_some() {
                 return Ok((id, session));
             }
+            // A session that no harness ever woke has no epoch to write under: take one.
+            let owner = format!("api_{}", uuid::Uuid::now_v7().simple());
+            let leased = match epoch {
+                0 => match self.log.lease(&id, &owner, LEASE_TTL_MS).await {
+                    Err(SessionError::Held { .. }) => return Err(running()),
+                    lease => Some(lease?.epoch),
+                },
+                _ => None,
+            };
             let mut events = Vec::new();
             if session.status() != "terminated" {
-                events.push(NewEvent::new(
-                    "session.status_terminated",
-                    json!({"handled_seq": head}),
-                ));
+                let payload = json!({"handled_seq": head});
+                events.push(NewEvent::new("session.status_terminated", payload));
             }
             events.push(NewEvent::new(kind, json!({"principal": caller.principal})));
-            match self.log.append(&id, head, epoch, events).await {
+            let appended = self
+                .log
+                .append(&id, head, leased.unwrap_or(epoch), events)
+                .await;
+            if let Some(epoch) = leased {
+                // Where this fails the lease runs out by itself.
+                drop(self.log.release(&id, &owner, epoch).await);
+            }
+            match appended {
                 Err(SessionError::Conflict { .. } | SessionError::Fenced { .. }) => {}
                 Err(error) => return Err(error.into()),
                 Ok(_) => {

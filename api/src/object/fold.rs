@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use claviger_session::{Event, Query, SessionClient, SessionError, SessionId};
+use jiff::Timestamp;
 
 /// Most states remembered.
 const MAX_STATES: usize = 4096;
@@ -15,6 +16,9 @@ pub(crate) trait Fold: Clone + Default + Send + 'static {
 
     /// Takes the next event.
     fn apply(&mut self, event: &Event);
+
+    /// When it began, as answers show it.
+    fn created_at(&self) -> Timestamp;
 }
 
 /// Remembers the state of streams, so that only what is new is read.

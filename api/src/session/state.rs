@@ -91,6 +91,10 @@ impl Fold for SessionState {
             _ => self.last_input = event.seq,
         }
     }
+
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
 }
 
 impl Usage {
