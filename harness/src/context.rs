@@ -178,7 +178,7 @@ fn messages(conversation: &Conversation, strategy: Strategy) -> Vec<Value> {
     for entry in &conversation.entries {
         match entry {
             Entry::Assistant(content) => {
-                messages.push(json!({"role": "assistant", "content": content}))
+                messages.push(json!({"role": "assistant", "content": content}));
             }
             Entry::Input(content) => push_user(&mut messages, content.iter().cloned()),
             Entry::Results(ids, found) => {

@@ -20,6 +20,8 @@ pub(crate) struct Log {
     epoch: u64,
     head: u64,
     state: State,
+    /// Says who writes under this epoch; goes with the first append, so that it costs no write.
+    announcement: Option<NewEvent>,
 }
 
 /// Makes the name of an event before it is written.
@@ -46,9 +48,16 @@ impl Log {
             epoch,
             head: 0,
             state: State::default(),
+            announcement: None,
         };
         log.refresh(head).await?;
         Ok(log)
+    }
+
+    /// Has the first append begin with who holds the lease.
+    pub(crate) fn announce(&mut self, owner: &str) {
+        let event = NewEvent::new("lease.acquired", json!({"owner": owner}));
+        self.announcement = Some(event.with_id(event_id()));
     }
 
     /// Where the session stands.
@@ -124,6 +133,9 @@ impl Log {
     }
 
     async fn append(&mut self, mut events: Vec<NewEvent>) -> Result<(), SessionError> {
+        if let Some(announcement) = &self.announcement {
+            events.insert(0, announcement.clone());
+        }
         for event in &mut events {
             event.id.get_or_insert_with(event_id);
         }
@@ -143,6 +155,7 @@ impl Log {
                 other => break other?,
             }
         };
+        self.announcement = None;
         self.take(&stored);
         Ok(())
     }

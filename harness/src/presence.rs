@@ -4,11 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use claviger_vault_protocol::client::ToolsLink;
 use claviger_vault_protocol::present::{NameSandbox, Present};
 use claviger_vault_protocol::{Opening, WireError};
 use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Between two attempts to present over a new link.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What tools knows of a session.
 #[derive(Debug)]
@@ -72,8 +77,19 @@ impl Presence {
     pub(crate) async fn keep(&self, mut generations: watch::Receiver<u64>) {
         generations.mark_unchanged();
         while generations.changed().await.is_ok() {
-            if let Err(error) = self.present().await {
-                tracing::warn!(session = %self.present.opening.session, code = error.code(), "not presented again");
+            loop {
+                match self.present().await {
+                    Ok(()) => break,
+                    Err(WireError::Refused(refusal)) => {
+                        tracing::warn!(session = %self.present.opening.session, code = refusal.code, "not presented again");
+                        break;
+                    }
+                    // The older connection was still in use when the new link came.
+                    Err(error) => {
+                        tracing::debug!(session = %self.present.opening.session, code = error.code(), "presenting again");
+                        sleep(PAUSE).await;
+                    }
+                }
             }
         }
     }

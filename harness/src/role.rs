@@ -238,7 +238,7 @@ async fn attend(
         Err(HarnessError::Fenced) => tracing::info!(%session, epoch = held.epoch, "fenced"),
         // The lease runs out by itself: that is the pause before the next attempt.
         Err(ref error) => {
-            tracing::warn!(%session, epoch = held.epoch, %error, "session left to its lease")
+            tracing::warn!(%session, epoch = held.epoch, %error, "session left to its lease");
         }
     }
     result
@@ -256,7 +256,7 @@ async fn work_on(clients: &Clients, options: &Options, held: &Held) -> Result<()
             result = turn.run() => result,
             () = async {
                 presence.keep(clients.generations.clone()).await;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } => Ok(()),
         };
         match result {

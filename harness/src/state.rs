@@ -132,7 +132,7 @@ impl State {
             "hand.provisioned" => {
                 self.sandbox = payload["sandbox"]
                     .as_str()
-                    .and_then(|name| name.parse().ok())
+                    .and_then(|name| name.parse().ok());
             }
             "hand.lost" => {
                 self.has_untold_loss = true;

@@ -210,7 +210,7 @@ impl Turn {
     async fn interrupted(interrupts: &mut watch::Receiver<u64>, after: u64) {
         if interrupts.wait_for(|seq| *seq > after).await.is_err() {
             // Nobody watches any more: the turn is being dropped.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

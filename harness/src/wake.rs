@@ -72,6 +72,7 @@ pub(crate) async fn wake(
     if log.state().step() == Step::Done {
         return Ok(None);
     }
+    log.announce(instance);
     let live = match live {
         Ok(live) => live,
         Err(HandsError::Fenced { .. }) => return Err(HarnessError::Fenced),
