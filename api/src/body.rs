@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
-use claviger_vault_memory::SecretBytes;
+use claviger_vault_protocol::SecretBytes;
 use http::{StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::Value;

@@ -6,11 +6,10 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use claviger_session::{NewEvent, SessionId};
-use claviger_vault_memory::SecretBytes;
 use claviger_vault_protocol::admin::{
     Authentication, CredentialRow, List, OfCredential, PUT_PURPOSE, Put, Rotate,
 };
-use claviger_vault_protocol::{Principal, sealed};
+use claviger_vault_protocol::{Principal, SecretBytes, sealed};
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};

@@ -7,7 +7,7 @@
 
 mod unescape;
 
-use claviger_vault_memory::SecretBytes;
+use claviger_vault_protocol::SecretBytes;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use unescape::{Step, Unescape};
@@ -315,7 +315,7 @@ impl Scanner {
                 self.state = State::Value { may_end: false };
             }
             (b'}', Some(Level::Object { .. })) | (b']', Some(Level::Array { .. })) => {
-                self.close(byte)?
+                self.close(byte)?;
             }
             _ => return Err(ScanError::Malformed),
         }

@@ -21,6 +21,9 @@ pub mod sealed;
 pub mod usage;
 pub mod wire;
 
+/// The memory that a secret is in before it is sealed and after it is opened.
+pub use claviger_vault_memory::SecretBytes;
+
 pub use binding::{Binding, CredentialKind, Destination, Slot};
 pub use charter::Charter;
 pub use error::{Refusal, WireError};
