@@ -93,11 +93,18 @@ pub(crate) fn is_single_threaded() -> bool {
 }
 
 fn live(link: UnixStream) -> io::Result<()> {
-    let link = forget_inheritance(link.into())?;
-    let layout = Layout::of_this_machine();
+    let link = keep_only(link.into())?;
+    // What cannot be forgotten is no reason to end without a word: every launch is refused with the cause.
+    let layout = forget_inheritance()
+        .map(|()| Layout::of_this_machine())
+        .map_err(|error| Missing::step("a zygote that has forgotten its parent", error));
     let mut inbox = Inbox::default();
     while let Some(Launch { resources }) = inbox.wait(&link)? {
-        match launch(&resources, &layout) {
+        let launched = layout
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|layout| launch(&resources, layout));
+        match launched {
             Ok((pid, control, pidfd)) => passing::send_frame(
                 &link,
                 &Launched::Launched {
@@ -111,11 +118,8 @@ fn live(link: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops what a forked process holds of its parent; returns the link under its new number.
-fn forget_inheritance(link: OwnedFd) -> io::Result<OwnedFd> {
-    sys::default_signals();
-    // Out of the terminal's process group: its signals are for the supervisor, which then closes our link.
-    rustix::process::setsid()?;
+/// Closes every descriptor but the link, which gets number 3, and the null device at 0, 1 and 2.
+fn keep_only(link: OwnedFd) -> io::Result<OwnedFd> {
     let null = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -138,21 +142,40 @@ fn forget_inheritance(link: OwnedFd) -> io::Result<OwnedFd> {
     let link = sys::own(3);
     rustix::io::fcntl_setfd(&link, rustix::io::FdFlags::CLOEXEC)?;
     sys::close_from(4)?;
+    Ok(link)
+}
+
+/// Drops what a forked process shares with its parent beside descriptors.
+fn forget_inheritance() -> io::Result<()> {
+    sys::default_signals();
+    sys::ignore_signal(libc::SIGCHLD);
+    sys::ignore_signal(libc::SIGPIPE);
+    // Out of the terminal's process group: its signals are for the supervisor, which then closes our link.
+    rustix::process::setsid()?;
     std::env::set_current_dir("/")?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // An unprivileged process that is not dumpable may not write its child's uid_map; there is nothing to read here.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     erase_arguments()?;
     if rustix::process::geteuid().is_root() {
-        rustix::thread::set_thread_groups(&[])?;
+        match rustix::thread::set_thread_groups(&[]) {
+            // Root of a user namespace that denies it is an ordinary user, whose groups cannot be dropped either.
+            Ok(()) | Err(rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    // Under memory pressure sandboxes go first; the hands never.
-    fs::write("/proc/self/oom_score_adj", "500")?;
+    // Under memory pressure sandboxes go before the hands; lowering a greater value would need a capability.
+    let score = "/proc/self/oom_score_adj";
+    if fs::read_to_string(score)?
+        .trim()
+        .parse()
+        .is_ok_and(|now: i32| now < 500)
+    {
+        fs::write(score, "500")?;
+    }
     // A name that says what it is in a process list; not having it harms nobody.
     rustix::thread::set_name(c"claviger-zygote").ok();
-    sys::ignore_signal(libc::SIGCHLD);
-    sys::ignore_signal(libc::SIGPIPE);
-    Ok(link)
+    Ok(())
 }
 
 /// Overwrites the argument and environment strings of the copied process image.

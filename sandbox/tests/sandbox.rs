@@ -93,6 +93,28 @@ fn outer(arguments: &[String]) -> ExitCode {
             is_good &= inner(unshare(&[program.to_str().expect("a path in UTF-8")]));
         }
     }
+    if is_root {
+        // Machines that deny a layer: the limit of user namespaces at zero, and a /proc that a container has masked.
+        let without = |name: &str, how: &str, prepare: &str| {
+            println!("{name}");
+            let mut command = Command::new("unshare");
+            command.args(how.split(' ')).args([
+                "sh",
+                "-c",
+                &format!("{prepare} && exec \"$0\" \"$@\""),
+            ]);
+            command.arg(&program).arg("--inner").arg("--refusal");
+            command.status().is_ok_and(|status| status.success())
+        };
+        let none = "echo 0 > /proc/sys/user/max_user_namespaces";
+        is_good &= without("without user namespaces", "--user --map-root-user", none);
+        let masked = "mount -t tmpfs none /proc/fs";
+        is_good &= without(
+            "with a masked /proc",
+            "--mount --propagation private",
+            masked,
+        );
+    }
     if is_good {
         ExitCode::SUCCESS
     } else {
