@@ -6,4 +6,4 @@ mod client;
 mod message;
 mod sse;
 
-pub(crate) use client::{ModelClient, ModelError, Patience, Progress, Reply};
+pub(crate) use client::{ModelClient, ModelError, Patience, Piece, Reply};

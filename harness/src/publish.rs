@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::model::Progress;
+use crate::model::Piece;
 
 /// How long one passing value may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ impl Publisher {
     pub(crate) async fn run(
         self,
         gate: oneshot::Receiver<()>,
-        mut progress: mpsc::Receiver<Progress>,
+        mut progress: mpsc::Receiver<Piece>,
     ) {
         if gate.await.is_err() {
             return;
@@ -71,15 +71,13 @@ impl Publisher {
 }
 
 /// Takes everything that waits, neighbouring texts of one block as one.
-fn coalesce(first: Progress, progress: &mut mpsc::Receiver<Progress>) -> Vec<(u64, String)> {
+fn coalesce(first: Piece, progress: &mut mpsc::Receiver<Piece>) -> Vec<(u64, String)> {
     let mut texts: Vec<(u64, String)> = Vec::new();
     let mut next = Some(first);
-    while let Some(seen) = next {
-        if let Progress::Text(block, text) = seen {
-            match texts.last_mut() {
-                Some((last, joined)) if *last == block => joined.push_str(&text),
-                _ => texts.push((block, text)),
-            }
+    while let Some(Piece { block, text }) = next {
+        match texts.last_mut() {
+            Some((last, joined)) if *last == block => joined.push_str(&text),
+            _ => texts.push((block, text)),
         }
         next = progress.try_recv().ok();
     }

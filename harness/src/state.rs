@@ -16,7 +16,7 @@ use crate::route::Toolbox;
 pub(crate) use call::{Call, Permission, Verdict};
 
 /// Attempts at one model request before the turn is given up.
-const MAX_FAILURES: u32 = 6;
+const MAX_FAILURES: u32 = 8;
 
 /// The types that [`State`] reads; all others are for other readers of the log.
 pub(crate) const KINDS: [&str; 21] = [

@@ -27,6 +27,8 @@ pub(crate) struct Turn {
     interrupts: watch::Receiver<u64>,
     /// How long to wait before the next model request.
     pause: Option<Duration>,
+    /// The last model request found the vault sealed.
+    is_sealed: bool,
     /// A sandbox that was made and is not in the log yet.
     spare: Option<SandboxId>,
 }
@@ -59,6 +61,7 @@ impl Turn {
             rows,
             interrupts,
             pause: None,
+            is_sealed: false,
             spare: None,
         }
     }

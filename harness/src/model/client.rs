@@ -45,13 +45,13 @@ impl Default for Patience {
     }
 }
 
-/// What a stream shows before its end.
+/// Text that a stream brought before its end.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Progress {
-    /// Text of the block at this index.
-    Text(u64, String),
-    /// The model began to call this tool.
-    ToolUse(String),
+pub(crate) struct Piece {
+    /// Position of its block in the message.
+    pub(crate) block: u64,
+    /// What follows what came before in the block.
+    pub(crate) text: String,
 }
 
 /// A complete answer.
@@ -131,7 +131,7 @@ impl ModelClient {
         session: &str,
         epoch: u64,
         body: Bytes,
-        see: impl FnMut(Progress) + Send,
+        see: impl FnMut(Piece) + Send,
     ) -> Result<Reply, ModelError> {
         let sent_at = Instant::now();
         let request = Request::post("http://tools/v1/messages")
@@ -207,7 +207,7 @@ impl ModelClient {
         &self,
         mut body: Incoming,
         sent_at: Instant,
-        mut see: impl FnMut(Progress) + Send,
+        mut see: impl FnMut(Piece) + Send,
     ) -> Result<(Complete, Duration), ModelError> {
         let mut parser = Parser::default();
         let mut accumulator = Accumulator::default();
@@ -239,16 +239,11 @@ impl ModelClient {
                     .apply(&data)
                     .map_err(|error| malformed(&error))?
                 {
-                    Some(Seen::Text(index, text)) => {
+                    Some(Seen::Text(block, text)) => {
                         ttft.get_or_insert_with(|| sent_at.elapsed());
-                        see(Progress::Text(index, text));
+                        see(Piece { block, text });
                     }
-                    Some(Seen::Began(kind, name)) => {
-                        ttft.get_or_insert_with(|| sent_at.elapsed());
-                        if let Some(name) = name.filter(|_| kind == "tool_use") {
-                            see(Progress::ToolUse(name));
-                        }
-                    }
+                    Some(Seen::Began) => drop(ttft.get_or_insert_with(|| sent_at.elapsed())),
                     None => {}
                 }
             }

@@ -31,8 +31,8 @@ pub(crate) struct Complete {
 pub(crate) enum Seen {
     /// Text of the block at this index.
     Text(u64, String),
-    /// A block of this type began, with its `name` where it has one.
-    Began(String, Option<String>),
+    /// A block began.
+    Began,
 }
 
 /// An event that does not fit where it came.
@@ -55,11 +55,7 @@ impl Accumulator {
                 let block = event.get("content_block").filter(|block| block.is_object());
                 let block = block.ok_or(Malformed("content_block_start without a block"))?;
                 self.blocks.insert(index(event)?, block.clone());
-                let text = |name: &str| block.get(name).and_then(Value::as_str).map(str::to_owned);
-                Ok(Some(Seen::Began(
-                    text("type").unwrap_or_default(),
-                    text("name"),
-                )))
+                Ok(Some(Seen::Began))
             }
             "content_block_delta" => self.apply_delta(event),
             "message_delta" => {

@@ -5,5 +5,6 @@ mod hands;
 mod model;
 mod peers;
 mod recovery;
+mod secrets;
 mod turns;
 mod world;

@@ -11,7 +11,7 @@ use super::{Turn, ended};
 use crate::context::{self, Strategy};
 use crate::error::HarnessError;
 use crate::log::{error_body, event_id, hash, session_error};
-use crate::model::{ModelError, Progress, Reply};
+use crate::model::{ModelError, Piece, Reply};
 use crate::presence::{is_absent, is_fenced};
 use crate::publish::Publisher;
 use crate::route::Hand;
@@ -19,6 +19,10 @@ use crate::state::State;
 
 /// Pieces of a stream that may wait to be published; more are shed.
 const PROGRESS_QUEUE: usize = 4096;
+/// The refusal of a vault that has to be unsealed, and the pauses between attempts then.
+const SEALED: &str = "vault_sealed";
+const SEALED_PAUSE: Duration = Duration::from_millis(250);
+const MAX_SEALED_PAUSE: Duration = Duration::from_secs(10);
 /// Longest pause before a request is repeated.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -61,13 +65,26 @@ impl Turn {
         let model = self.performer.clients.model.clone();
         let session = self.performer.session.clone();
         let epoch = self.performer.epoch;
+        let waits_for_seal = self.is_sealed;
         let exchange = async move {
             let mut is_shed = false;
-            let see = move |piece: Progress| {
+            let mut see = move |piece: Piece| {
                 // What was published stays a prefix: after one loss nothing follows.
                 is_shed = is_shed || progress.try_send(piece).is_err();
             };
-            let streaming = model.send(&session, epoch, Bytes::from(body), see);
+            let streaming = async move {
+                let (body, mut pause) = (Bytes::from(body), SEALED_PAUSE);
+                loop {
+                    match model.send(&session, epoch, body.clone(), &mut see).await {
+                        // The session was told by the attempt before; it waits for the operator.
+                        Err(error) if waits_for_seal && error.code == SEALED => {
+                            tokio::time::sleep(pause).await;
+                            pause = (pause * 2).min(MAX_SEALED_PAUSE);
+                        }
+                        reply => break reply,
+                    }
+                }
+            };
             tokio::join!(streaming, publisher.run(gate, seen)).0
         };
         let mut exchange = Box::pin(exchange);
@@ -130,6 +147,7 @@ impl Turn {
             return Err(HarnessError::Fenced);
         }
         let is_absent = is_absent(&error.code);
+        self.is_sealed = error.code == SEALED;
         let failures = self.log.state().failures;
         let retry_status = match (
             error.is_retryable || is_absent,

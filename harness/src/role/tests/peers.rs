@@ -9,6 +9,9 @@ use claviger_vault_protocol::present::{At, Call, NameSandbox, Present};
 use claviger_vault_protocol::wire::{Verbs, arguments, unknown_verb};
 use serde_json::{Value, json};
 
+/// What the harness carries and cannot read.
+pub(super) const CIPHERTEXT: &str = "Y2FuYXJ5IG9mIHRoZSB0cmFja2Vy";
+
 /// A vault that opens every session, at ascending epochs.
 #[derive(Default)]
 pub(super) struct FakeVault {
@@ -42,7 +45,7 @@ impl Verbs for FakeVault {
                     "grants": [{"grant": "grant_t", "credential": "vcrd_t", "name": "tracker", "version": 1, "kind": "bearer",
                         "binding": {"destination": {"scheme": "https", "host": "tracker.example", "port": 443},
                             "slot": {"in": "header", "name": "authorization", "prefix": "Bearer "}},
-                        "placeholder": "placeholder-of-tracker", "variable": "TRACKER_TOKEN", "ciphertext": "AAAA"}]}),
+                        "placeholder": "placeholder-of-tracker", "variable": "TRACKER_TOKEN", "ciphertext": CIPHERTEXT}]}),
                 )
             }
             "end_opening" => {
@@ -61,6 +64,7 @@ struct Known {
     /// Effects: key, epoch.
     calls: Vec<(String, u64)>,
     presents: usize,
+    carried: Vec<String>,
 }
 
 /// Tools with a read-only `tracker_list`, a non-idempotent `tracker_create`, and `tracker_hang`.
@@ -86,6 +90,11 @@ impl FakeTools {
 
     pub(super) fn presents(&self) -> usize {
         self.known.lock().unwrap().presents
+    }
+
+    /// Ciphertexts that were presented.
+    pub(super) fn carried(&self) -> Vec<String> {
+        self.known.lock().unwrap().carried.clone()
     }
 
     /// As after a restart of tools.
@@ -120,6 +129,9 @@ impl Verbs for FakeTools {
                 let Present { opening } = arguments(verb, query)?;
                 let mut known = self.known.lock().unwrap();
                 known.presents += 1;
+                known
+                    .carried
+                    .extend(opening.grants.iter().map(|grant| grant.ciphertext.clone()));
                 let newest = known.presented.entry(opening.session.clone()).or_default();
                 if opening.epoch < *newest {
                     return Err(Refusal::new("epoch_stale", "a newer epoch was presented"));

@@ -27,7 +27,7 @@ async fn a_call_that_may_have_had_its_effect_is_told_as_unknown_and_not_repeated
     let key = format!("{session}/toolu_a");
     within(async {
         while world.tools.calls(&key) == 0 {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -64,7 +64,7 @@ async fn a_lost_sandbox_is_an_error_that_the_model_reads_and_the_next_call_gets_
     let key = format!("{session}/toolu_a");
     within(async {
         while world.hands.runs(&key) == 0 {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -110,7 +110,7 @@ async fn a_sandbox_lost_between_turns_is_told_with_the_next_result() {
     world.idle(&session, 1).await;
     within(async {
         while world.vault.ended.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -190,7 +190,7 @@ async fn tools_that_restart_are_presented_to_again() {
     world.relink_tools(&harness).await;
     within(async {
         while !world.tools.knows(session.as_str(), 1) {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;

@@ -102,7 +102,7 @@ async fn text_is_published_while_it_comes_and_is_a_prefix_of_the_message() {
         while message.is_none() {
             match tail.next().await.unwrap() {
                 Tailed::Ephemeral(value) if value["type"] == "event_start" => {
-                    started = value["event"].clone()
+                    started = value["event"].clone();
                 }
                 Tailed::Ephemeral(value) => {
                     assert_eq!(value["event_id"], started["id"]);
@@ -328,7 +328,7 @@ async fn an_interrupt_stops_running_calls_and_closes_each_with_an_outcome() {
     let key = format!("{session}/toolu_b");
     within(async {
         while tools.calls(&key) == 0 {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -491,7 +491,7 @@ async fn a_request_that_cannot_succeed_ends_the_turn_and_new_input_tries_again()
         counted.fetch_add(1, Ordering::SeqCst);
         match asked.before {
             0 => Answer::Status(400, vec![], json!({"type": "error", "error": {"type": "invalid_request_error", "message": "no such model"}})),
-            1..=6 => Answer::Status(503, vec![], json!({"type": "error", "error": {"type": "api_error", "message": "down"}})),
+            1..=8 => Answer::Status(503, vec![], json!({"type": "error", "error": {"type": "api_error", "message": "down"}})),
             _ => done("Up."),
         }
     })
@@ -502,7 +502,7 @@ async fn a_request_that_cannot_succeed_ends_the_turn_and_new_input_tries_again()
     assert_eq!(count.load(Ordering::SeqCst), 1, "not retried");
     world.say(&session, "Again.").await;
     assert_eq!(world.idle(&session, 2).await["type"], "retries_exhausted");
-    assert_eq!(count.load(Ordering::SeqCst), 7);
+    assert_eq!(count.load(Ordering::SeqCst), 9);
     world.say(&session, "And again.").await;
     assert_eq!(world.idle(&session, 3).await["type"], "end_turn");
     let errors = world.payloads(&session, "session.error").await;
@@ -510,16 +510,29 @@ async fn a_request_that_cannot_succeed_ends_the_turn_and_new_input_tries_again()
         .iter()
         .map(|payload| payload["error"]["retry_status"]["type"].as_str().unwrap())
         .collect();
+    assert_eq!(retries.first(), Some(&"terminal"));
+    assert_eq!(retries.get(1..8).unwrap(), ["retrying"; 7]);
+    assert_eq!(retries.get(8..).unwrap(), ["exhausted"]);
+}
+
+#[tokio::test]
+async fn a_vault_sealed_while_the_session_runs_is_waited_for() {
+    let world = World::new(|asked| match asked.before {
+        0..=2 => Answer::Status(
+            503,
+            vec![("x-should-retry", "true")],
+            json!({"type": "error", "error": {"type": "api_error", "code": "vault_sealed", "message": "sealed"}}),
+        ),
+        _ => done("Open."),
+    })
+    .await;
+    let session = world.begin("Go.").await;
+    let _harness = world.harness("hrn_1", &Wires::sound()).await;
+    assert_eq!(world.idle(&session, 1).await["type"], "end_turn");
     assert_eq!(
-        retries,
-        [
-            "terminal",
-            "retrying",
-            "retrying",
-            "retrying",
-            "retrying",
-            "retrying",
-            "exhausted"
-        ]
+        world.payloads(&session, "session.error").await.len(),
+        1,
+        "told once"
     );
+    assert_eq!(world.model.asked(session.as_str()).len(), 4);
 }
