@@ -16,18 +16,30 @@ use crate::spend::Limits;
 use crate::tool::http::{self, Outcome};
 
 /// The definitions that a principal may use: permitted for it, with the very file that was permitted.
-pub(crate) async fn permitted(shared: &Shared, principal: &Principal) -> Result<Vec<(Arc<Definition>, Permit)>, Refusal> {
-    let (definitions, permits) = tokio::join!(shared.catalog.definitions(), shared.vault.list_permits(&Nothing {}));
+pub(crate) async fn permitted(
+    shared: &Shared,
+    principal: &Principal,
+) -> Result<Vec<(Arc<Definition>, Permit)>, Refusal> {
+    let (definitions, permits) = tokio::join!(
+        shared.catalog.definitions(),
+        shared.vault.list_permits(&Nothing {})
+    );
     let permits = permits.map_err(from_vault)?.permits;
     let may = |permit: &&Permit, definition: &Definition| {
         permit.tool == definition.name()
             && permit.tool_hash.eq_ignore_ascii_case(definition.hash())
-            && permit.principals.iter().any(|allowed| allowed == principal || allowed.as_str() == "*")
+            && permit
+                .principals
+                .iter()
+                .any(|allowed| allowed == principal || allowed.as_str() == "*")
     };
     Ok(definitions
         .into_iter()
         .filter_map(|definition| {
-            let permit = permits.iter().find(|permit| may(permit, &definition))?.clone();
+            let permit = permits
+                .iter()
+                .find(|permit| may(permit, &definition))?
+                .clone();
             Some((definition, permit))
         })
         .collect())
@@ -38,9 +50,16 @@ pub(crate) async fn tools_of(shared: &Shared, live: &Live) -> Result<Vec<ToolRow
     let permitted = permitted(shared, &live.principal).await?;
     let is_usable = |(definition, permit): &&(Arc<Definition>, Permit)| {
         (live.is_seat() || live.has_tool(definition.name()))
-            && live.tool_envelopes().any(|envelope| envelope.credential == permit.credential)
+            && live
+                .tool_envelopes()
+                .any(|envelope| envelope.credential == permit.credential)
     };
-    Ok(rows(permitted.iter().filter(is_usable).map(|(definition, _)| definition.as_ref())))
+    Ok(rows(
+        permitted
+            .iter()
+            .filter(is_usable)
+            .map(|(definition, _)| definition.as_ref()),
+    ))
 }
 
 /// Tools of definitions, sorted by full name; of two with one name, neither can be meant.
@@ -53,17 +72,31 @@ pub(crate) fn rows<'a>(definitions: impl Iterator<Item = &'a Definition>) -> Vec
 }
 
 /// The definition and operation behind a tool's full name.
-pub(crate) async fn find(shared: &Shared, tool: &str) -> Result<(Arc<Definition>, Operation), Refusal> {
+pub(crate) async fn find(
+    shared: &Shared,
+    tool: &str,
+) -> Result<(Arc<Definition>, Operation), Refusal> {
     let mut found = shared
         .catalog
         .definitions()
         .await
         .into_iter()
-        .filter_map(|definition| definition.operation(tool).cloned().map(|operation| (definition, operation)));
+        .filter_map(|definition| {
+            definition
+                .operation(tool)
+                .cloned()
+                .map(|operation| (definition, operation))
+        });
     match (found.next(), found.next()) {
         (Some(found), None) => Ok(found),
-        (Some(_), Some(_)) => Err(Refusal::new("tool_ambiguous", "two definitions have a tool of that name")),
-        (None, _) => Err(Refusal::new("tool_not_found", "there is no tool of that name").with_fix("claviger tool list")),
+        (Some(_), Some(_)) => Err(Refusal::new(
+            "tool_ambiguous",
+            "two definitions have a tool of that name",
+        )),
+        (None, _) => Err(
+            Refusal::new("tool_not_found", "there is no tool of that name")
+                .with_fix("claviger tool list"),
+        ),
     }
 }
 
@@ -80,7 +113,14 @@ pub(crate) async fn call(
     let started = std::time::Instant::now();
     let answer = shared
         .spender
-        .spend(live, &envelope, definition.name(), definition.hash(), request, Limits::default())
+        .spend(
+            live,
+            &envelope,
+            definition.name(),
+            definition.hash(),
+            request,
+            Limits::default(),
+        )
         .await;
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     match &answer {
@@ -109,7 +149,11 @@ pub(crate) async fn call_from_seat(
     let Err(refusal) = &first else { return first };
     let is_over = matches!(
         refusal.code.as_str(),
-        "opening_not_found" | "opening_void" | "opening_not_accepted" | "epoch_stale" | "charter_expired"
+        "opening_not_found"
+            | "opening_void"
+            | "opening_not_accepted"
+            | "epoch_stale"
+            | "charter_expired"
     );
     let lacks_grant = refusal.code == "grant_not_found";
     // None of these codes comes after a request was sent, so the second try is the only one upstream.
@@ -120,9 +164,15 @@ pub(crate) async fn call_from_seat(
     first
 }
 
-async fn envelope(shared: &Shared, live: &Live, definition: &Definition) -> Result<Envelope, Refusal> {
-    let named: Vec<&Envelope> =
-        live.tool_envelopes().filter(|envelope| envelope.name == definition.credential()).collect();
+async fn envelope(
+    shared: &Shared,
+    live: &Live,
+    definition: &Definition,
+) -> Result<Envelope, Refusal> {
+    let named: Vec<&Envelope> = live
+        .tool_envelopes()
+        .filter(|envelope| envelope.name == definition.credential())
+        .collect();
     match named.as_slice() {
         [] => Err(Refusal::new(
             "grant_not_found",
@@ -132,11 +182,26 @@ async fn envelope(shared: &Shared, live: &Live, definition: &Definition) -> Resu
         [one] => Ok((*one).clone()),
         several => {
             // Collections may use one name; the permit says which is meant.
-            let permits = shared.vault.list_permits(&Nothing {}).await.map_err(from_vault)?.permits;
-            let permit = permits.iter().find(|permit| permit.tool == definition.name());
-            let meant = several.iter().find(|one| permit.is_some_and(|permit| permit.credential == one.credential));
+            let permits = shared
+                .vault
+                .list_permits(&Nothing {})
+                .await
+                .map_err(from_vault)?
+                .permits;
+            let permit = permits
+                .iter()
+                .find(|permit| permit.tool == definition.name());
+            let meant = several
+                .iter()
+                .find(|one| permit.is_some_and(|permit| permit.credential == one.credential));
             meant.map(|one| (*one).clone()).ok_or_else(|| {
-                Refusal::new("tool_not_permitted", format!("no permit names one of the credentials '{}'", definition.credential()))
+                Refusal::new(
+                    "tool_not_permitted",
+                    format!(
+                        "no permit names one of the credentials '{}'",
+                        definition.credential()
+                    ),
+                )
             })
         }
     }

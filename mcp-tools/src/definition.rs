@@ -75,33 +75,56 @@ impl Definition {
             reason: error.message().to_owned(),
         })?;
         if file.name.get_ref() != name {
-            let reason = format!("name is '{}', expected '{name}', the file's own name", file.name.get_ref());
+            let reason = format!(
+                "name is '{}', expected '{name}', the file's own name",
+                file.name.get_ref()
+            );
             return Err(at(file.name.span(), reason));
         }
         if !is_name(name) {
-            let reason = format!("name '{name}': expected lower-case letters, digits, '-' and '_', starting with a letter");
+            let reason = format!(
+                "name '{name}': expected lower-case letters, digits, '-' and '_', starting with a letter"
+            );
             return Err(at(file.name.span(), reason));
         }
         if file.kind.get_ref() != "http" {
-            return Err(at(file.kind.span(), format!("kind is '{}', expected 'http'", file.kind.get_ref())));
+            return Err(at(
+                file.kind.span(),
+                format!("kind is '{}', expected 'http'", file.kind.get_ref()),
+            ));
         }
         let credential = file.credential.get_ref();
         if credential.is_empty() {
-            return Err(at(file.credential.span(), "credential is empty, expected a credential's name".to_owned()));
+            return Err(at(
+                file.credential.span(),
+                "credential is empty, expected a credential's name".to_owned(),
+            ));
         }
         let base_url = base_url(file.base_url.get_ref())
             .map_err(|reason| at(file.base_url.span(), format!("base_url {reason}")))?;
         if file.operations.get_ref().is_empty() {
-            return Err(at(file.operations.span(), "operations is empty, expected at least one".to_owned()));
+            return Err(at(
+                file.operations.span(),
+                "operations is empty, expected at least one".to_owned(),
+            ));
         }
         let mut operations: Vec<Operation> = Vec::new();
         for table in file.operations.get_ref() {
             let operation = Operation::of(table).map_err(|(span, reason)| at(span, reason))?;
-            if operations.iter().any(|earlier| earlier.name == operation.name) {
-                return Err(at(table.name_span(), format!("operation '{}' is there twice", operation.name)));
+            if operations
+                .iter()
+                .any(|earlier| earlier.name == operation.name)
+            {
+                return Err(at(
+                    table.name_span(),
+                    format!("operation '{}' is there twice", operation.name),
+                ));
             }
             if name.len() + 1 + operation.name.len() > MAX_NAME_BYTES {
-                let reason = format!("'{name}_{}' is longer than {MAX_NAME_BYTES} bytes", operation.name);
+                let reason = format!(
+                    "'{name}_{}' is longer than {MAX_NAME_BYTES} bytes",
+                    operation.name
+                );
                 return Err(at(table.name_span(), reason));
             }
             operations.push(operation);
@@ -172,7 +195,9 @@ impl Definition {
     #[must_use]
     pub fn operation(&self, full_name: &str) -> Option<&Operation> {
         let name = full_name.strip_prefix(&self.name)?.strip_prefix('_')?;
-        self.operations.iter().find(|operation| operation.name == name)
+        self.operations
+            .iter()
+            .find(|operation| operation.name == name)
     }
 
     fn full_name(&self, operation: &Operation) -> String {
@@ -197,11 +222,18 @@ fn base_url(text: &str) -> Result<Url, String> {
 pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_lowercase())
         && text.len() <= MAX_NAME_BYTES
-        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+        && text.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_')
+        })
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+    text.as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
 }
 
 #[cfg(test)]

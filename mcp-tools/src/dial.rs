@@ -1,7 +1,9 @@
 //! The one way to a socket that leaves the machine.
 //!
 //! A name is resolved once, every address is checked, and one of exactly those addresses is
-//! connected: what was decided is what is dialed. No redirect is followed here and no connection is
+//! connected: what was decided is what is dialed. A destination comes from a binding; its own address
+//! literal is dialed whatever it is, a name must lead to public addresses (`localhost` to loopback).
+//! No redirect is followed here and no connection is
 //! kept, because there is nothing here that could.
 
 mod public;
@@ -50,15 +52,6 @@ impl Network for System {
     }
 }
 
-/// Why a destination may be dialed, which decides what addresses it may have.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Reason {
-    /// A binding names it: its own literal is allowed whatever it is, `localhost` may be loopback.
-    Bound,
-    /// An allow-list names it: public addresses only.
-    Unbound,
-}
-
 /// A connection, plain or TLS.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -77,38 +70,47 @@ impl Dialer {
 
     /// Another network.
     pub(crate) fn over(network: Arc<dyn Network>) -> Self {
-        Self { network, tls: OnceCell::new() }
-    }
-
-    /// Other trust roots than the host's.
-    #[cfg(test)]
-    pub(crate) fn trusting(network: Arc<dyn Network>, config: rustls::ClientConfig) -> Self {
-        Self { network, tls: OnceCell::new_with(Some(Arc::new(config))) }
+        Self {
+            network,
+            tls: OnceCell::new(),
+        }
     }
 
     /// Resolves a destination once and answers its addresses, all of them allowed.
-    pub(crate) async fn addresses(&self, destination: &Destination, why: Reason) -> Result<Vec<SocketAddr>, Refusal> {
+    async fn addresses(&self, destination: &Destination) -> Result<Vec<SocketAddr>, Refusal> {
         let port = destination.port;
         if let Ok(literal) = destination.host.parse::<IpAddr>() {
-            if why == Reason::Bound || is_public(literal) {
-                return Ok(vec![SocketAddr::new(literal, port)]);
-            }
-            return Err(not_allowed(destination));
+            // Only a binding leads here: its own literal is allowed, whatever it is.
+            return Ok(vec![SocketAddr::new(literal, port)]);
         }
-        let addresses = self.network.resolve(&destination.host, port).await.map_err(|error| {
-            debug!(host = %destination.host, %error, "name does not resolve");
-            Refusal::new("upstream_unreachable", format!("{} does not resolve", destination.host))
-        })?;
+        let addresses = self
+            .network
+            .resolve(&destination.host, port)
+            .await
+            .map_err(|error| {
+                debug!(host = %destination.host, %error, "name does not resolve");
+                Refusal::new(
+                    "upstream_unreachable",
+                    format!("{} does not resolve", destination.host),
+                )
+            })?;
         let is_allowed = |address: &SocketAddr| {
             let ip = address.ip().to_canonical();
-            if why == Reason::Bound && destination.host == "localhost" { ip.is_loopback() } else { is_public(ip) }
+            if destination.host == "localhost" {
+                ip.is_loopback()
+            } else {
+                is_public(ip)
+            }
         };
         // One bad address among good ones is what rebinding looks like: refuse them all.
         if !addresses.iter().all(is_allowed) {
             return Err(not_allowed(destination));
         }
         if addresses.is_empty() {
-            return Err(Refusal::new("upstream_unreachable", format!("{} has no address", destination.host)));
+            return Err(Refusal::new(
+                "upstream_unreachable",
+                format!("{} has no address", destination.host),
+            ));
         }
         Ok(addresses)
     }
@@ -117,11 +119,10 @@ impl Dialer {
     pub(crate) async fn open(
         &self,
         destination: &Destination,
-        why: Reason,
         deadline: Duration,
     ) -> Result<Box<dyn Duplex>, Refusal> {
         let work = async {
-            let stream = self.tcp(destination, why).await?;
+            let stream = self.tcp(destination).await?;
             if destination.scheme == "https" {
                 self.tls(destination, stream).await
             } else {
@@ -129,13 +130,19 @@ impl Dialer {
             }
         };
         tokio::time::timeout(deadline, work).await.map_err(|_| {
-            Refusal::new("upstream_timeout", format!("{} did not accept a connection in time", destination.origin()))
+            Refusal::new(
+                "upstream_timeout",
+                format!(
+                    "{} did not accept a connection in time",
+                    destination.origin()
+                ),
+            )
         })?
     }
 
     /// Connects a destination by TCP alone; the caller sets the deadline.
-    pub(crate) async fn tcp(&self, destination: &Destination, why: Reason) -> Result<TcpStream, Refusal> {
-        let addresses = self.addresses(destination, why).await?;
+    pub(crate) async fn tcp(&self, destination: &Destination) -> Result<TcpStream, Refusal> {
+        let addresses = self.addresses(destination).await?;
         for address in addresses {
             match self.network.connect(address).await {
                 Ok(stream) => {
@@ -150,12 +157,24 @@ impl Dialer {
         Err(unreachable(destination))
     }
 
-    async fn tls(&self, destination: &Destination, stream: TcpStream) -> Result<Box<dyn Duplex>, Refusal> {
-        let config = self.tls.get_or_try_init(native_config).await.map_err(|error| {
-            Refusal::new("tls_not_usable", error.to_string()).with_fix("install the system's CA certificates")
-        })?;
-        let name = ServerName::try_from(destination.host.clone()).map_err(|_| unreachable(destination))?;
-        let connected = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
+    async fn tls(
+        &self,
+        destination: &Destination,
+        stream: TcpStream,
+    ) -> Result<Box<dyn Duplex>, Refusal> {
+        let config = self
+            .tls
+            .get_or_try_init(native_config)
+            .await
+            .map_err(|error| {
+                Refusal::new("tls_not_usable", error.to_string())
+                    .with_fix("install the system's CA certificates")
+            })?;
+        let name =
+            ServerName::try_from(destination.host.clone()).map_err(|_| unreachable(destination))?;
+        let connected = TlsConnector::from(Arc::clone(config))
+            .connect(name, stream)
+            .await;
         match connected {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => {
@@ -170,11 +189,13 @@ impl Dialer {
 }
 
 /// A client configuration that trusts `roots`, speaks TLS 1.2 or 1.3 and offers HTTP/1.1 alone.
-pub(crate) fn config_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, ToolsError> {
+fn config_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, ToolsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| ToolsError::Tls { reason: error.to_string() })?
+        .map_err(|error| ToolsError::Tls {
+            reason: error.to_string(),
+        })?
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -184,12 +205,16 @@ pub(crate) fn config_trusting(roots: rustls::RootCertStore) -> Result<rustls::Cl
 async fn native_config() -> Result<Arc<rustls::ClientConfig>, ToolsError> {
     let loaded = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
         .await
-        .map_err(|error| ToolsError::Tls { reason: error.to_string() })?;
+        .map_err(|error| ToolsError::Tls {
+            reason: error.to_string(),
+        })?;
     let mut roots = rustls::RootCertStore::empty();
     let (added, ignored) = roots.add_parsable_certificates(loaded.certs);
     debug!(added, ignored, "trust roots read");
     if added == 0 {
-        return Err(ToolsError::Tls { reason: "this host has no trust roots".to_owned() });
+        return Err(ToolsError::Tls {
+            reason: "this host has no trust roots".to_owned(),
+        });
     }
     config_trusting(roots).map(Arc::new)
 }
@@ -197,13 +222,19 @@ async fn native_config() -> Result<Arc<rustls::ClientConfig>, ToolsError> {
 fn not_allowed(destination: &Destination) -> Refusal {
     Refusal::new(
         "address_not_allowed",
-        format!("{} leads to a private, local or metadata address", destination.host),
+        format!(
+            "{} leads to a private, local or metadata address",
+            destination.host
+        ),
     )
     .with_fix("bind the credential to that address itself, as a literal, if that is what you want")
 }
 
 fn unreachable(destination: &Destination) -> Refusal {
-    Refusal::new("upstream_unreachable", format!("{} does not accept connections", destination.origin()))
+    Refusal::new(
+        "upstream_unreachable",
+        format!("{} does not accept connections", destination.origin()),
+    )
 }
 
 #[cfg(test)]

@@ -34,7 +34,10 @@ pub enum ToolsError {
 pub(crate) fn from_vault(error: WireError) -> Refusal {
     match error {
         WireError::Refused(refusal) => refusal,
-        other => Refusal::new("vault_unreachable", format!("the vault did not answer ({})", other.code()))
-            .with_fix("claviger status"),
+        other => Refusal::new(
+            "vault_unreachable",
+            format!("the vault did not answer ({})", other.code()),
+        )
+        .with_fix("claviger status"),
     }
 }

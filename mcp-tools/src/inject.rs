@@ -1,10 +1,10 @@
 //! Puts a secret into its one slot, and takes everything else out that could stand for it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use claviger_vault_memory::SecretBytes;
 use claviger_vault_protocol::{Refusal, Slot};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Uri};
@@ -38,11 +38,17 @@ const OWN_HEADERS: &[&str] = &[
 /// Whether a header is set by a credential or by the connection, and so by no tool's parameter.
 pub(crate) fn is_reserved(header: &str) -> bool {
     let header = header.to_ascii_lowercase();
-    CREDENTIAL_HEADERS.contains(&header.as_str()) || OWN_HEADERS.contains(&header.as_str()) || header.starts_with("proxy-")
+    CREDENTIAL_HEADERS.contains(&header.as_str())
+        || OWN_HEADERS.contains(&header.as_str())
+        || header.starts_with("proxy-")
 }
 
 /// What RFC 3986 leaves unreserved stays as it is in a query; everything else is escaped.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Takes out of a request what the client may not send to a bound host: values for the credential's
 /// slot, other credentials, hop-by-hop headers. Answers the names of the *credentials* that were
@@ -82,7 +88,8 @@ pub(crate) fn strip(url: &mut Url, headers: &mut HeaderMap, slot: &Slot) -> Vec<
     if let Slot::Query { name } = slot {
         let is_slot = |pair: &str| {
             let key = pair.split('=').next().unwrap_or_default();
-            url::form_urlencoded::parse(key.as_bytes()).any(|(key, _)| key.eq_ignore_ascii_case(name))
+            url::form_urlencoded::parse(key.as_bytes())
+                .any(|(key, _)| key.eq_ignore_ascii_case(name))
         };
         if let Some(query) = url.query()
             && query.split('&').any(is_slot)
@@ -98,7 +105,12 @@ pub(crate) fn strip(url: &mut Url, headers: &mut HeaderMap, slot: &Slot) -> Vec<
 }
 
 /// Puts the secret into the request's slot. The bytes that hold it are fresh and nobody else's.
-pub(crate) fn inject(uri: &mut Uri, headers: &mut HeaderMap, slot: &Slot, secret: &SecretBytes) -> Result<(), Refusal> {
+pub(crate) fn inject(
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+    slot: &Slot,
+    secret: &SecretBytes,
+) -> Result<(), Refusal> {
     let secret = secret.expose();
     if secret.is_empty() || secret.iter().any(|byte| byte.is_ascii_control()) {
         return Err(unusable("it is empty or holds a control character"));
@@ -106,7 +118,9 @@ pub(crate) fn inject(uri: &mut Uri, headers: &mut HeaderMap, slot: &Slot, secret
     match slot {
         Slot::Basic { username } => {
             if username.contains(':') || username.chars().any(char::is_control) {
-                return Err(unusable("its user name holds a colon or a control character"));
+                return Err(unusable(
+                    "its user name holds a colon or a control character",
+                ));
             }
             let mut pair = Vec::with_capacity(username.len() + 1 + secret.len());
             pair.extend_from_slice(username.as_bytes());
@@ -120,9 +134,12 @@ pub(crate) fn inject(uri: &mut Uri, headers: &mut HeaderMap, slot: &Slot, secret
             set(headers, header::AUTHORIZATION, value)
         }
         Slot::Header { name, prefix } => {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable("its header has no valid name"))?;
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| unusable("its header has no valid name"))?;
             if OWN_HEADERS.contains(&name.as_str()) || prefix.chars().any(char::is_control) {
-                return Err(unusable("its header is not one that can carry a credential"));
+                return Err(unusable(
+                    "its header is not one that can carry a credential",
+                ));
             }
             let mut value = Vec::with_capacity(prefix.len() + secret.len());
             value.extend_from_slice(prefix.as_bytes());
@@ -130,7 +147,13 @@ pub(crate) fn inject(uri: &mut Uri, headers: &mut HeaderMap, slot: &Slot, secret
             set(headers, name, value)
         }
         Slot::Query { name } => {
-            let mut target = Vec::with_capacity(uri.path().len() + uri.query().map_or(0, str::len) + 8 + name.len() * 3 + secret.len() * 3);
+            let mut target = Vec::with_capacity(
+                uri.path().len()
+                    + uri.query().map_or(0, str::len)
+                    + 8
+                    + name.len() * 3
+                    + secret.len() * 3,
+            );
             target.extend_from_slice(uri.path().as_bytes());
             target.push(b'?');
             if let Some(query) = uri.query() {
@@ -144,27 +167,34 @@ pub(crate) fn inject(uri: &mut Uri, headers: &mut HeaderMap, slot: &Slot, secret
             for part in percent_encoding::percent_encode(secret, QUERY) {
                 target.extend_from_slice(part.as_bytes());
             }
-            let target = PathAndQuery::from_maybe_shared(Bytes::from(target)).map_err(|_| unusable("it fits no query"))?;
+            let target = PathAndQuery::from_maybe_shared(Bytes::from(target))
+                .map_err(|_| unusable("it fits no query"))?;
             let mut parts = http::uri::Parts::default();
             parts.path_and_query = Some(target);
             *uri = Uri::from_parts(parts).map_err(|_| unusable("it fits no query"))?;
             Ok(())
         }
         Slot::None => Ok(()),
-        _ => Err(unusable("its slot is of a kind that this version does not know")),
+        _ => Err(unusable(
+            "its slot is of a kind that this version does not know",
+        )),
     }
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: Vec<u8>) -> Result<(), Refusal> {
-    let mut value = HeaderValue::from_maybe_shared(Bytes::from(value)).map_err(|_| unusable("it fits no header"))?;
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from(value))
+        .map_err(|_| unusable("it fits no header"))?;
     value.set_sensitive(true);
     headers.insert(name, value);
     Ok(())
 }
 
 fn unusable(why: &str) -> Refusal {
-    Refusal::new("secret_unusable", format!("the credential's secret cannot be sent: {why}"))
-        .with_fix("claviger secret rotate NAME")
+    Refusal::new(
+        "secret_unusable",
+        format!("the credential's secret cannot be sent: {why}"),
+    )
+    .with_fix("claviger secret rotate NAME")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The tools that spend keys: MCP server, injection, scrub, egress, model route.
 //!
-//! A request becomes a credentialed request in exactly one place, [`spend`](crate): the vault
+//! A request becomes a credentialed request in exactly one place, the module `spend`: the vault
 //! decides and records, its release opens here, the secret goes into the credential's one slot, the
 //! answer comes back scrubbed. Sessions reach this crate through a harness, a sandbox's two
 //! listeners or a seat of a direct MCP client; all of them end in that one place.

@@ -65,7 +65,10 @@ impl Live {
 
     /// A grant by its identifier.
     pub(crate) fn envelope(&self, grant: &GrantId) -> Option<&Envelope> {
-        self.opening.grants.iter().find(|envelope| envelope.grant == *grant)
+        self.opening
+            .grants
+            .iter()
+            .find(|envelope| envelope.grant == *grant)
     }
 
     /// Every grant that a tool or the sandbox's gateway may name; the model's is not among them.
@@ -76,14 +79,12 @@ impl Live {
             .filter(|envelope| Some(&envelope.grant) != self.opening.model_grant.as_ref())
     }
 
-    /// A tool's grant by its credential's name.
-    pub(crate) fn named(&self, credential: &str) -> Option<&Envelope> {
-        self.tool_envelopes().find(|envelope| envelope.name == credential)
-    }
-
     /// Whether the charter lets tools of this definition be called.
     pub(crate) fn has_tool(&self, definition: &str) -> bool {
-        self.opening.tools.iter().any(|tool| tool == "*" || tool == definition)
+        self.opening
+            .tools
+            .iter()
+            .any(|tool| tool == "*" || tool == definition)
     }
 
     fn is_expired(&self, margin_ms: u64) -> bool {
@@ -116,7 +117,11 @@ pub(crate) struct Openings {
 impl Openings {
     /// Makes an empty table.
     pub(crate) fn new(vault: ToolsVault) -> Self {
-        Self { vault, table: Mutex::default(), seats: Mutex::default() }
+        Self {
+            vault,
+            table: Mutex::default(),
+            seats: Mutex::default(),
+        }
     }
 
     /// Accepts at the vault what a harness presents, and keeps the vault's answer.
@@ -124,19 +129,33 @@ impl Openings {
     /// The same opening again is answered without asking: its identifier proves that the vault gave
     /// it to the presenter.
     pub(crate) async fn present(&self, opening: Opening) -> Result<At, Refusal> {
-        let at = At { session: opening.session.clone(), epoch: opening.epoch };
+        let at = At {
+            session: opening.session.clone(),
+            epoch: opening.epoch,
+        };
         match self.newest(&opening.session) {
-            Some(live) if live.epoch > opening.epoch => return Err(stale(&opening.session, live.epoch)),
-            Some(live) if live.epoch == opening.epoch && live.id == opening.opening => return Ok(at),
+            Some(live) if live.epoch > opening.epoch => {
+                return Err(stale(&opening.session, live.epoch));
+            }
+            Some(live) if live.epoch == opening.epoch && live.id == opening.opening => {
+                return Ok(at);
+            }
             _ => {}
         }
         let accepted = self
             .vault
-            .accept(&Accept { opening: opening.opening, session: opening.session, epoch: opening.epoch })
+            .accept(&Accept {
+                opening: opening.opening,
+                session: opening.session,
+                epoch: opening.epoch,
+            })
             .await
             .map_err(from_vault)?;
         if accepted.session != at.session || accepted.epoch != at.epoch {
-            return Err(Refusal::new("peer_malformed", "the vault accepted another opening than the one presented"));
+            return Err(Refusal::new(
+                "peer_malformed",
+                "the vault accepted another opening than the one presented",
+            ));
         }
         info!(session = %at.session, epoch = at.epoch, grants = accepted.grants.len(), "opening accepted");
         let mut table = self.table();
@@ -146,8 +165,12 @@ impl Openings {
             return Err(stale(&at.session, live.epoch));
         }
         // Sandboxes named under an older epoch must be named again by the new harness.
-        table.sandboxes.retain(|_, named| named.session != at.session || named.epoch == at.epoch);
-        table.sessions.insert(at.session.clone(), Arc::new(Live::new(accepted)));
+        table
+            .sandboxes
+            .retain(|_, named| named.session != at.session || named.epoch == at.epoch);
+        table
+            .sessions
+            .insert(at.session.clone(), Arc::new(Live::new(accepted)));
         Ok(at)
     }
 
@@ -158,7 +181,11 @@ impl Openings {
 
     /// The newest opening of a session that is not over.
     pub(crate) fn newest(&self, session: &str) -> Option<Arc<Live>> {
-        self.table().sessions.get(session).filter(|live| !live.is_expired(0)).cloned()
+        self.table()
+            .sessions
+            .get(session)
+            .filter(|live| !live.is_expired(0))
+            .cloned()
     }
 
     /// As [`Self::live`], with the refusal that the caller gets otherwise.
@@ -173,7 +200,11 @@ impl Openings {
     /// Forgets a session at an epoch; a newer epoch is left alone.
     pub(crate) fn withdraw(&self, session: &str, epoch: u64) {
         let mut table = self.table();
-        if table.sessions.get(session).is_some_and(|live| live.epoch == epoch) {
+        if table
+            .sessions
+            .get(session)
+            .is_some_and(|live| live.epoch == epoch)
+        {
             table.sessions.remove(session);
             table.sandboxes.retain(|_, named| named.session != session);
             debug!(session, epoch, "opening withdrawn");
@@ -194,11 +225,25 @@ impl Openings {
             Some(live) if live.epoch > epoch => return Err(stale(session, live.epoch)),
             _ => return Err(not_accepted(session, epoch)),
         }
-        if table.sandboxes.get(&sandbox).is_some_and(|named| named.session != session) {
-            return Err(Refusal::new("sandbox_of_another_session", "the sandbox belongs to another session"));
+        if table
+            .sandboxes
+            .get(&sandbox)
+            .is_some_and(|named| named.session != session)
+        {
+            return Err(Refusal::new(
+                "sandbox_of_another_session",
+                "the sandbox belongs to another session",
+            ));
         }
         info!(session, epoch, sandbox, "sandbox named");
-        table.sandboxes.insert(sandbox, Named { session: session.to_owned(), epoch, tools });
+        table.sandboxes.insert(
+            sandbox,
+            Named {
+                session: session.to_owned(),
+                epoch,
+                tools,
+            },
+        );
         Ok(())
     }
 
@@ -210,7 +255,8 @@ impl Openings {
         let table = self.table();
         let named = table.sandboxes.get(sandbox)?;
         let live = table.sessions.get(&named.session)?;
-        (live.epoch == named.epoch && !live.is_expired(0)).then(|| (Arc::clone(live), named.tools.clone()))
+        (live.epoch == named.epoch && !live.is_expired(0))
+            .then(|| (Arc::clone(live), named.tools.clone()))
     }
 
     /// Forgets a sandbox that is gone.
@@ -219,7 +265,11 @@ impl Openings {
     }
 
     /// The seat of an authenticated principal, opened on first use and again when it is over.
-    pub(crate) async fn seat(&self, principal: &Principal, client: &str) -> Result<Arc<Live>, Refusal> {
+    pub(crate) async fn seat(
+        &self,
+        principal: &Principal,
+        client: &str,
+    ) -> Result<Arc<Live>, Refusal> {
         let cell = self.seat_cell(principal);
         // One opening at a time for each principal; others wait for it and use the same seat.
         let mut seat = cell.lock().await;
@@ -228,8 +278,17 @@ impl Openings {
         {
             return Ok(Arc::clone(live));
         }
-        let query = OpenSeat { principal: principal.clone(), client: client.to_owned() };
+        let query = OpenSeat {
+            principal: principal.clone(),
+            client: client.to_owned(),
+        };
         let opening = self.vault.open_seat(&query).await.map_err(from_vault)?;
+        if opening.principal != *principal || !opening.session.starts_with("seat_") {
+            return Err(Refusal::new(
+                "peer_malformed",
+                "the vault opened another seat than the one asked for",
+            ));
+        }
         let live = Arc::new(Live::new(opening));
         info!(seat = %live.session, principal = %principal, "seat opened");
         *seat = Some(Arc::clone(&live));
@@ -247,7 +306,11 @@ impl Openings {
         if seat.as_ref().is_some_and(|current| current.id == live.id) {
             *seat = None;
             drop(seat);
-            let end = EndOpening { session: live.session.clone(), epoch: live.epoch, head: None };
+            let end = EndOpening {
+                session: live.session.clone(),
+                epoch: live.epoch,
+                head: None,
+            };
             if let Err(error) = self.vault.end_opening(&end).await {
                 debug!(seat = %live.session, code = error.code(), "seat was not ended");
             }
@@ -267,14 +330,22 @@ impl Openings {
 }
 
 fn stale(session: &str, newest: u64) -> Refusal {
-    Refusal::new("epoch_stale", format!("session {session} is at epoch {newest}"))
+    Refusal::new(
+        "epoch_stale",
+        format!("session {session} is at epoch {newest}"),
+    )
 }
 
 fn not_accepted(session: &str, epoch: u64) -> Refusal {
-    Refusal::new("opening_not_accepted", format!("session {session} was not presented at epoch {epoch}"))
+    Refusal::new(
+        "opening_not_accepted",
+        format!("session {session} was not presented at epoch {epoch}"),
+    )
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

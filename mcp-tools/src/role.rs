@@ -70,21 +70,34 @@ pub struct Links {
 /// # Errors
 /// [`ToolsError::Memory`] where no secret memory can be had at the start; afterwards the role mends
 /// or refuses, but does not end.
-pub async fn run(options: Options, links: Links, stop: CancellationToken) -> Result<(), ToolsError> {
-    let key = KeyPair::generate().map_err(|error| ToolsError::Memory { reason: error.to_string() })?;
-    let register = RegisterTools { instance: options.instance.clone(), key: key.public().to_string() };
-    let arguments = serde_json::to_value(&register).map_err(|error| ToolsError::Memory { reason: error.to_string() })?;
-    let greeting = Greeting { verb: "register_tools", arguments };
+pub async fn run(
+    options: Options,
+    links: Links,
+    stop: CancellationToken,
+) -> Result<(), ToolsError> {
+    let key = KeyPair::generate().map_err(|error| ToolsError::Memory {
+        reason: error.to_string(),
+    })?;
+    let register = RegisterTools {
+        instance: options.instance.clone(),
+        key: key.public().to_string(),
+    };
+    let arguments = serde_json::to_value(&register).map_err(|error| ToolsError::Memory {
+        reason: error.to_string(),
+    })?;
+    let greeting = Greeting {
+        verb: "register_tools",
+        arguments,
+    };
     let (link, driver) = Link::new("vault", links.vault, Some(greeting));
     let vault = ToolsVault(link);
     let tasks = TaskTracker::new();
     let dialer = Arc::new(Dialer::new());
-    let spender = Spender::new(vault.clone(), options.vault_key, key, Arc::clone(&dialer), tasks.clone());
+    let spender = Spender::new(vault.clone(), options.vault_key, key, dialer, tasks.clone());
     let shared = Arc::new(Shared {
         vault: vault.clone(),
         openings: Openings::new(vault),
         spender,
-        dialer,
         catalog: Arc::new(Catalog::new(options.tools_directory)),
         tasks: tasks.clone(),
     });
@@ -92,16 +105,40 @@ pub async fn run(options: Options, links: Links, stop: CancellationToken) -> Res
     let linked = tasks.spawn(driver);
     let attach = AttachReceiver::new(links.attach);
     tasks.spawn(egress::run(Arc::clone(&shared), attach, stop.clone()));
-    tasks.spawn(model::run(Arc::clone(&shared), links.model, options.model_base_url, stop.clone()));
-    tasks.spawn(serve_harnesses(Arc::clone(&shared), links.harness, stop.clone()));
+    tasks.spawn(model::run(
+        Arc::clone(&shared),
+        links.model,
+        options.model_base_url,
+        stop.clone(),
+    ));
+    tasks.spawn(serve_harnesses(
+        Arc::clone(&shared),
+        links.harness,
+        stop.clone(),
+    ));
     if let Some(listener) = links.mcp_socket {
-        tasks.spawn(server::serve_unix(Arc::clone(&shared), listener, options.operators.clone(), stop.clone()));
+        tasks.spawn(server::serve_unix(
+            Arc::clone(&shared),
+            listener,
+            options.operators.clone(),
+            stop.clone(),
+        ));
     }
     if let Some(listener) = links.http {
-        tasks.spawn(server::http::serve(Arc::clone(&shared), listener, Door::Keyed, stop.clone()));
+        tasks.spawn(server::http::serve(
+            Arc::clone(&shared),
+            listener,
+            Door::Keyed,
+            stop.clone(),
+        ));
     }
     if let Some(listener) = links.scan_socket.filter(|_| options.demo) {
-        tasks.spawn(scan::serve(listener, options.operators, tasks.clone(), stop.clone()));
+        tasks.spawn(scan::serve(
+            listener,
+            options.operators,
+            tasks.clone(),
+            stop.clone(),
+        ));
     }
     drop(shared);
     info!(instance = %options.instance, "tools are up");
@@ -121,7 +158,11 @@ pub async fn run(options: Options, links: Links, stop: CancellationToken) -> Res
     Ok(())
 }
 
-async fn serve_harnesses(shared: Arc<Shared>, mut links: mpsc::Receiver<UnixStream>, stop: CancellationToken) {
+async fn serve_harnesses(
+    shared: Arc<Shared>,
+    mut links: mpsc::Receiver<UnixStream>,
+    stop: CancellationToken,
+) {
     loop {
         let link = tokio::select! {
             () = stop.cancelled() => return,
@@ -131,9 +172,12 @@ async fn serve_harnesses(shared: Arc<Shared>, mut links: mpsc::Receiver<UnixStre
         let verbs = Arc::new(HarnessVerbs::new(Arc::clone(&shared)));
         let stop = stop.child_token();
         shared.tasks.spawn(async move {
-            if let Err(error) = wire::serve(verbs, stream, stop).await {
+            if let Err(error) = Box::pin(wire::serve(verbs, stream, stop)).await {
                 debug!(code = error.code(), "harness connection ended");
             }
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,17 +25,25 @@ impl Verbs for ScanVerbs {
         }
         let Scan { fingerprints } = wire::arguments(verb, arguments)?;
         let fingerprints: Fingerprints = wire::arguments(verb, fingerprints)?;
-        let internal = |reason: String| Refusal::new("internal", format!("the scan did not finish: {reason}"));
+        let internal =
+            |reason: String| Refusal::new("internal", format!("the scan did not finish: {reason}"));
         let report = tokio::task::spawn_blocking(move || scan_self(&fingerprints))
             .await
             .map_err(|error| internal(error.to_string()))?
             .map_err(|error| internal(error.to_string()))?;
-        wire::answer(&Scanned { report: wire::answer(&report)? })
+        wire::answer(&Scanned {
+            report: wire::answer(&report)?,
+        })
     }
 }
 
 /// Serves the one verb to operators until `stop`.
-pub(crate) async fn serve(listener: UnixListener, operators: Vec<u32>, tasks: TaskTracker, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    operators: Vec<u32>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,

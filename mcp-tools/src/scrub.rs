@@ -61,7 +61,10 @@ impl Scrubber {
         let mut groups: Vec<Vec<Form>> = Vec::new();
         let mut replacements = Vec::new();
         let mut lower = Vec::new();
-        for known in secrets.iter().filter(|known| known.secret.len() >= MIN_SECRET_BYTES) {
+        for known in secrets
+            .iter()
+            .filter(|known| known.secret.len() >= MIN_SECRET_BYTES)
+        {
             let replacement = replacements.len();
             replacements.push(format!("[scrubbed:{}]", known.name).into_bytes());
             lower.push(known.secret.to_ascii_lowercase());
@@ -70,7 +73,9 @@ impl Scrubber {
                     return;
                 }
                 let is_of = |group: &&mut Vec<Form>| {
-                    group.first().is_some_and(|first| first.bytes[..PREFIX_BYTES] == bytes[..PREFIX_BYTES])
+                    group
+                        .first()
+                        .is_some_and(|first| first.bytes[..PREFIX_BYTES] == bytes[..PREFIX_BYTES])
                 };
                 match groups.iter_mut().find(is_of) {
                     Some(group) if group.iter().any(|form| form.bytes == bytes) => {}
@@ -89,10 +94,19 @@ impl Scrubber {
         for group in &mut groups {
             group.sort_by_key(|form| std::cmp::Reverse(form.bytes.len()));
         }
-        let prefixes: Vec<&[u8]> =
-            groups.iter().filter_map(|group| Some(&group.first()?.bytes[..PREFIX_BYTES])).collect();
+        let prefixes: Vec<&[u8]> = groups
+            .iter()
+            .filter_map(|group| Some(&group.first()?.bytes[..PREFIX_BYTES]))
+            .collect();
         let search = search_for(&prefixes);
-        Self { search, groups, replacements, lower, held: BytesMut::new(), hits: 0 }
+        Self {
+            search,
+            groups,
+            replacements,
+            lower,
+            held: BytesMut::new(),
+            hits: 0,
+        }
     }
 
     /// How many places were replaced so far.
@@ -156,7 +170,10 @@ impl Scrubber {
         let names: Vec<_> = headers.keys().cloned().collect();
         for name in names {
             let text = name.as_str().as_bytes();
-            let shows = self.lower.iter().any(|lower| text.windows(lower.len()).any(|part| part == lower));
+            let shows = self
+                .lower
+                .iter()
+                .any(|lower| text.windows(lower.len()).any(|part| part == lower));
             if shows || self.value(text).is_some() {
                 self.hits += u64::from(shows);
                 headers.remove(&name);
@@ -196,9 +213,15 @@ impl Scrubber {
         let tail = text.len().saturating_sub(PREFIX_BYTES - 1).max(from);
         let begins = |at: &usize| {
             let rest = &text[*at..];
-            self.groups.iter().filter_map(|group| group.first()).any(|form| form.bytes.starts_with(rest))
+            self.groups
+                .iter()
+                .filter_map(|group| group.first())
+                .any(|form| form.bytes.starts_with(rest))
         };
-        (copied, (tail..text.len()).find(begins).unwrap_or(text.len()))
+        (
+            copied,
+            (tail..text.len()).find(begins).unwrap_or(text.len()),
+        )
     }
 
     fn find(&self, text: &[u8], from: usize) -> Option<(usize, usize)> {
@@ -231,7 +254,10 @@ enum Settled {
 fn settle(group: &[Form], text: &[u8], is_last: bool) -> Settled {
     for form in group {
         if text.starts_with(&form.bytes) {
-            return Settled::Form { bytes: form.bytes.len(), replacement: form.replacement };
+            return Settled::Form {
+                bytes: form.bytes.len(),
+                replacement: form.replacement,
+            };
         }
         if !is_last && form.bytes.starts_with(text) {
             return Settled::Open;
@@ -253,7 +279,9 @@ fn search_for(prefixes: &[&[u8]]) -> Search {
         return Search::Packed(searcher);
     }
     // Too many prefixes, or a processor without the instructions.
-    let automaton = AhoCorasick::builder().kind(Some(AhoCorasickKind::NoncontiguousNFA)).build(prefixes);
+    let automaton = AhoCorasick::builder()
+        .kind(Some(AhoCorasickKind::NoncontiguousNFA))
+        .build(prefixes);
     match automaton {
         Ok(automaton) => Search::Automaton(automaton),
         // Unreachable by the crate's limits (2^31 states); scrubbing nothing would be a leak.

@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use claviger_vault_protocol::present::ToolRow;
 use claviger_vault_protocol::{Principal, Refusal};
+use rmcp::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData, Implementation,
-    ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig, Tool, ToolAnnotations,
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, ContentBlock, ErrorData,
+    Implementation, ListToolsResult, PaginatedRequestParams, ServerCapabilities, ServerConfig,
+    Tool, ToolAnnotations,
 };
 use rmcp::service::{RequestContext, RoleServer, ServiceExt as _};
-use rmcp::ServerHandler;
 use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -98,27 +99,60 @@ impl Server {
         Ok(rows)
     }
 
-    fn named(&self, sandbox: &str, session: &str) -> Result<(Arc<crate::openings::Live>, Vec<String>), Refusal> {
+    fn named(
+        &self,
+        sandbox: &str,
+        session: &str,
+    ) -> Result<(Arc<crate::openings::Live>, Vec<String>), Refusal> {
         self.shared
             .openings
             .by_sandbox(sandbox)
             .filter(|(live, _)| live.session == session)
-            .ok_or_else(|| Refusal::new("sandbox_not_named", "no harness of the session's epoch has named this sandbox"))
+            .ok_or_else(|| {
+                Refusal::new(
+                    "sandbox_not_named",
+                    "no harness of the session's epoch has named this sandbox",
+                )
+            })
     }
 
-    async fn run(&self, admitted: &Admitted, client: &str, tool: &str, arguments: &Value) -> Result<Outcome, Refusal> {
+    async fn run(
+        &self,
+        admitted: &Admitted,
+        client: &str,
+        tool: &str,
+        arguments: &Value,
+    ) -> Result<Outcome, Refusal> {
         let (definition, operation) = call::find(&self.shared, tool).await?;
-        if admitted.only.as_deref().is_some_and(|only| only != definition.name()) {
-            return Err(Refusal::new("tool_not_found", "this address offers one definition, and the tool is not of it"));
+        if admitted
+            .only
+            .as_deref()
+            .is_some_and(|only| only != definition.name())
+        {
+            return Err(Refusal::new(
+                "tool_not_found",
+                "this address offers one definition, and the tool is not of it",
+            ));
         }
         match &admitted.caller {
             Caller::Client(principal) => {
-                call::call_from_seat(&self.shared, principal, client, &definition, &operation, arguments).await
+                call::call_from_seat(
+                    &self.shared,
+                    principal,
+                    client,
+                    &definition,
+                    &operation,
+                    arguments,
+                )
+                .await
             }
             Caller::Sandbox { sandbox, session } => {
                 let (live, allowed) = self.named(sandbox, session)?;
                 if !allowed.iter().any(|name| name == tool) {
-                    self.shared.spender.report(&live, definition.name(), "tool_not_always_allowed", None).await;
+                    self.shared
+                        .spender
+                        .report(&live, definition.name(), "tool_not_always_allowed", None)
+                        .await;
                     return Err(Refusal::new(
                         "tool_not_always_allowed",
                         "from inside a sandbox only tools whose permission is always_allow can be called",
@@ -149,7 +183,9 @@ impl ServerHandler for Server {
         })?;
         let tools = rows.into_iter().map(tool).collect();
         // The list differs by principal and changes with permits: nobody may share or keep it.
-        Ok(ListToolsResult::with_all_items(tools).with_cache_scope(CacheScope::Private).with_ttl_ms(0))
+        Ok(ListToolsResult::with_all_items(tools)
+            .with_cache_scope(CacheScope::Private)
+            .with_ttl_ms(0))
     }
 
     async fn call_tool(
@@ -162,21 +198,35 @@ impl ServerHandler for Server {
             || "unknown".to_owned(),
             |info| format!("{} {}", info.client_info.name, info.client_info.version),
         );
-        let client: String = claimed.chars().filter(|c| !c.is_control()).take(100).collect();
+        let client: String = claimed
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(100)
+            .collect();
         let arguments = Value::Object(request.arguments.unwrap_or_default());
-        let result = match self.run(&admitted, &client, &request.name, &arguments).await {
+        let result = match self
+            .run(&admitted, &client, &request.name, &arguments)
+            .await
+        {
             Ok(outcome) => {
                 let content = vec![ContentBlock::text(outcome.text)];
-                let mut result =
-                    if outcome.is_error { CallToolResult::error(content) } else { CallToolResult::success(content) };
+                let mut result = if outcome.is_error {
+                    CallToolResult::error(content)
+                } else {
+                    CallToolResult::success(content)
+                };
                 result.structured_content = outcome.structured;
                 result
             }
             Err(refusal) if refusal.code == "tool_not_found" => {
-                return Err(ErrorData::invalid_params(explained(&refusal), serde_json::to_value(&refusal).ok()));
+                return Err(ErrorData::invalid_params(
+                    explained(&refusal),
+                    serde_json::to_value(&refusal).ok(),
+                ));
             }
             Err(refusal) => {
-                let mut result = CallToolResult::error(vec![ContentBlock::text(explained(&refusal))]);
+                let mut result =
+                    CallToolResult::error(vec![ContentBlock::text(explained(&refusal))]);
                 result.structured_content = serde_json::to_value(&refusal).ok();
                 result
             }
@@ -186,7 +236,10 @@ impl ServerHandler for Server {
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
         let definitions = self.shared.catalog.last_read();
-        call::rows(definitions.iter().map(AsRef::as_ref)).into_iter().find(|row| row.name == name).map(tool)
+        call::rows(definitions.iter().map(AsRef::as_ref))
+            .into_iter()
+            .find(|row| row.name == name)
+            .map(tool)
     }
 }
 
@@ -235,11 +288,14 @@ pub(crate) async fn serve_unix(
             continue;
         }
         info!(uid, "direct client connected");
-        let admitted = Admitted { caller: Caller::Client(Principal::operator(uid)), only: None };
+        let admitted = Admitted {
+            caller: Caller::Client(Principal::operator(uid)),
+            only: None,
+        };
         let server = Server::new(Arc::clone(&shared), Some(admitted));
         let stop = stop.child_token();
         shared.tasks.spawn(async move {
-            match server.serve_with_ct(stream.into_split(), stop).await {
+            match Box::pin(server.serve_with_ct(stream.into_split(), stop)).await {
                 Ok(running) => {
                     if let Err(error) = running.waiting().await {
                         debug!(%error, "direct client's connection ended");

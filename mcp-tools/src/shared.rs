@@ -6,7 +6,6 @@ use claviger_vault_protocol::client::ToolsVault;
 use tokio_util::task::TaskTracker;
 
 use crate::catalog::Catalog;
-use crate::dial::Dialer;
 use crate::openings::Openings;
 use crate::spend::Spender;
 
@@ -18,8 +17,6 @@ pub(crate) struct Shared {
     pub(crate) openings: Openings,
     /// The one way to a credentialed request.
     pub(crate) spender: Spender,
-    /// The one way to a socket that leaves the machine.
-    pub(crate) dialer: Arc<Dialer>,
     /// The tool definitions.
     pub(crate) catalog: Arc<Catalog>,
     /// Every task started beside a request; the role waits for them when it ends.

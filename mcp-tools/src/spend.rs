@@ -22,10 +22,10 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
-pub(crate) use answer::{Answer, AnswerBody, BodyError};
+pub(crate) use answer::{Answer, BodyError};
 pub(crate) use request::{Payload, Request, is_plain_path};
 
-use crate::dial::{Dialer, Reason};
+use crate::dial::Dialer;
 use crate::error::from_vault;
 use crate::inject;
 use crate::openings::Live;
@@ -44,7 +44,11 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(10), head: Duration::from_secs(60), idle: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(10),
+            head: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+        }
     }
 }
 
@@ -66,7 +70,13 @@ impl Spender {
         dialer: Arc<Dialer>,
         tasks: TaskTracker,
     ) -> Self {
-        Self { vault, vault_key, instance_key, dialer, tasks }
+        Self {
+            vault,
+            vault_key,
+            instance_key,
+            dialer,
+            tasks,
+        }
     }
 
     /// Sends `request` with the envelope's credential in its slot and answers what comes back, scrubbed.
@@ -82,15 +92,30 @@ impl Spender {
         request: Request,
         limits: Limits,
     ) -> Result<Answer, Refusal> {
-        let Request { method, mut url, mut headers, body } = request;
+        let Request {
+            method,
+            mut url,
+            mut headers,
+            body,
+        } = request;
         let binding = &envelope.binding;
-        let destination = Destination::of(&url)
-            .ok_or_else(|| Refusal::new("destination_not_bound", "the request goes to no http or https host"))?;
+        let destination = Destination::of(&url).ok_or_else(|| {
+            Refusal::new(
+                "destination_not_bound",
+                "the request goes to no http or https host",
+            )
+        })?;
         if !is_plain_path(url.path()) {
-            return Err(Refusal::new("path_not_bound", "the path holds an escaped dot segment, slash or backslash trick"));
+            return Err(Refusal::new(
+                "path_not_bound",
+                "the path holds an escaped dot segment, slash or backslash trick",
+            ));
         }
         if matches!(method, Method::CONNECT | Method::TRACE) {
-            return Err(Refusal::new("method_not_bound", format!("{method} is never sent with a credential")));
+            return Err(Refusal::new(
+                "method_not_bound",
+                format!("{method} is never sent with a credential"),
+            ));
         }
         let dropped = inject::strip(&mut url, &mut headers, &binding.slot);
         let ask = AuthorizeUse {
@@ -108,7 +133,13 @@ impl Spender {
         let report = async {
             if !dropped.is_empty() {
                 debug!(session = %live.session, tool, dropped = dropped.len(), "client-supplied credentials dropped");
-                self.report(live, tool, "client_credential_dropped", Some(destination.clone())).await;
+                self.report(
+                    live,
+                    tool,
+                    "client_credential_dropped",
+                    Some(destination.clone()),
+                )
+                .await;
             }
         };
         let ((), authorized) = tokio::join!(report, self.vault.authorize_use(&ask));
@@ -117,7 +148,10 @@ impl Spender {
         // The vault decided; this only guards against deciding about one thing and doing another.
         if let Err(code) = binding.admits(&destination, &ask.method, &ask.path) {
             outcome.fail(code).await;
-            return Err(Refusal::new(code, "the request lies outside the credential's binding"));
+            return Err(Refusal::new(
+                code,
+                "the request lies outside the credential's binding",
+            ));
         }
 
         let target = match url.query() {
@@ -129,15 +163,26 @@ impl Spender {
         let prepared = target.parse::<Uri>().ok().zip(host_header(&destination));
         let Some((uri, host)) = prepared else {
             outcome.fail("arguments_invalid").await;
-            return Err(Refusal::new("arguments_invalid", "the request's address has no valid form on the wire"));
+            return Err(Refusal::new(
+                "arguments_invalid",
+                "the request's address has no valid form on the wire",
+            ));
         };
         *outgoing.uri_mut() = uri;
         *outgoing.headers_mut() = headers;
         outgoing.headers_mut().insert(header::HOST, host);
-        outgoing.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        outgoing.headers_mut().insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
 
-        match self.exchange(live, envelope, &authorized, &destination, outgoing, limits).await {
-            Ok((response, scrubber, connection)) => answer::begin(response, scrubber, connection, outcome, limits).await,
+        match self
+            .exchange(live, envelope, &authorized, &destination, outgoing, limits)
+            .await
+        {
+            Ok((response, scrubber, connection)) => {
+                answer::begin(response, scrubber, connection, outcome, limits).await
+            }
             Err(refusal) => {
                 outcome.fail(&refusal.code).await;
                 Err(refusal)
@@ -146,7 +191,13 @@ impl Spender {
     }
 
     /// Records something that was refused before any use; a vault that does not answer is logged.
-    pub(crate) async fn report(&self, live: &Live, tool: &str, reason: &str, destination: Option<Destination>) {
+    pub(crate) async fn report(
+        &self,
+        live: &Live,
+        tool: &str,
+        reason: &str,
+        destination: Option<Destination>,
+    ) {
         let report = Report {
             session: live.session.clone(),
             epoch: live.epoch,
@@ -168,10 +219,20 @@ impl Spender {
         destination: &Destination,
         mut outgoing: http::Request<request::OutgoingBody>,
         limits: Limits,
-    ) -> Result<(http::Response<hyper::body::Incoming>, Scrubber, AbortOnDropHandle<()>), Refusal> {
-        let stream = self.dialer.open(destination, Reason::Bound, limits.connect).await?;
-        let (mut sender, connection) =
-            http1::Builder::new().max_buf_size(1 << 18).handshake(TokioIo::new(stream)).await.map_err(|_| cut(destination))?;
+    ) -> Result<
+        (
+            http::Response<hyper::body::Incoming>,
+            Scrubber,
+            AbortOnDropHandle<()>,
+        ),
+        Refusal,
+    > {
+        let stream = self.dialer.open(destination, limits.connect).await?;
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(1 << 18)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|_| cut(destination))?;
         let driver = self.tasks.spawn(async move {
             if let Err(error) = connection.await {
                 // Hyper's texts name what was wrong, never bytes of the exchange.
@@ -184,27 +245,45 @@ impl Spender {
             if let Some(secret) = &secret {
                 let (head, body) = outgoing.into_parts();
                 let mut head = head;
-                inject::inject(&mut head.uri, &mut head.headers, &envelope.binding.slot, secret)?;
+                inject::inject(
+                    &mut head.uri,
+                    &mut head.headers,
+                    &envelope.binding.slot,
+                    secret,
+                )?;
                 outgoing = http::Request::from_parts(head, body);
             }
             scrubber(envelope, secret.as_ref())
         };
         // Hyper drops the head, and with it the injected value, when it is written.
-        let response = tokio::time::timeout(limits.head, sender.send_request(outgoing)).await.map_err(|_| {
-            Refusal::new("upstream_timeout", format!("{} did not answer in time", destination.origin()))
-        })?;
+        let response = tokio::time::timeout(limits.head, sender.send_request(outgoing))
+            .await
+            .map_err(|_| {
+                Refusal::new(
+                    "upstream_timeout",
+                    format!("{} did not answer in time", destination.origin()),
+                )
+            })?;
         let response = response.map_err(|error| {
             debug!(%error, host = %destination.host, "no answer");
             cut(destination)
         })?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Refusal::new("upstream_malformed", "the upstream switched protocols unasked"));
+            return Err(Refusal::new(
+                "upstream_malformed",
+                "the upstream switched protocols unasked",
+            ));
         }
         Ok((response, scrubber, driver))
     }
 
     /// Opens the secret that the vault released for exactly this use; none for a credential without.
-    fn open(&self, live: &Live, envelope: &Envelope, authorized: &Authorized) -> Result<Option<SecretBytes>, Refusal> {
+    fn open(
+        &self,
+        live: &Live,
+        envelope: &Envelope,
+        authorized: &Authorized,
+    ) -> Result<Option<SecretBytes>, Refusal> {
         let Some(release) = &authorized.release else {
             return if matches!(envelope.binding.slot, Slot::None) {
                 Ok(None)
@@ -217,7 +296,8 @@ impl Spender {
             .instance_key
             .open_from(self.vault_key, release, RELEASE_PURPOSE, use_id)
             .map_err(|_| does_not_open("it was not made by the vault for this use"))?;
-        let binding = serde_json::to_vec(&envelope.binding).map_err(|_| does_not_open("its binding has no form"))?;
+        let binding = serde_json::to_vec(&envelope.binding)
+            .map_err(|_| does_not_open("its binding has no form"))?;
         let associated = sealed::grant_associated(
             &live.session,
             live.epoch,
@@ -226,10 +306,17 @@ impl Spender {
             authorized.version,
             &binding,
         );
-        let ciphertext = authorized.ciphertext.as_deref().unwrap_or(&envelope.ciphertext);
+        let ciphertext = authorized
+            .ciphertext
+            .as_deref()
+            .unwrap_or(&envelope.ciphertext);
         sealed::open_grant(&key, ciphertext, &associated)
             .map(Some)
-            .map_err(|_| does_not_open("the grant does not belong to this session, epoch, version and binding"))
+            .map_err(|_| {
+                does_not_open(
+                    "the grant does not belong to this session, epoch, version and binding",
+                )
+            })
     }
 }
 
@@ -239,26 +326,48 @@ fn scrubber(envelope: &Envelope, secret: Option<&SecretBytes>) -> Scrubber {
         _ => None,
     };
     match secret {
-        Some(secret) => {
-            Scrubber::new(&[Known { name: &envelope.name, secret: secret.expose(), basic_username: username }])
-        }
+        Some(secret) => Scrubber::new(&[Known {
+            name: &envelope.name,
+            secret: secret.expose(),
+            basic_username: username,
+        }]),
         None => Scrubber::new(&[]),
     }
 }
 
 fn host_header(destination: &Destination) -> Option<HeaderValue> {
-    let host = if destination.host.contains(':') { format!("[{}]", destination.host) } else { destination.host.clone() };
-    let is_default = matches!((destination.scheme.as_str(), destination.port), ("http", 80) | ("https", 443));
-    let text = if is_default { host } else { format!("{host}:{}", destination.port) };
+    let host = if destination.host.contains(':') {
+        format!("[{}]", destination.host)
+    } else {
+        destination.host.clone()
+    };
+    let is_default = matches!(
+        (destination.scheme.as_str(), destination.port),
+        ("http", 80) | ("https", 443)
+    );
+    let text = if is_default {
+        host
+    } else {
+        format!("{host}:{}", destination.port)
+    };
     HeaderValue::try_from(text).ok()
 }
 
 fn does_not_open(why: &str) -> Refusal {
-    Refusal::new("release_not_opened", format!("the vault's release does not open: {why}"))
+    Refusal::new(
+        "release_not_opened",
+        format!("the vault's release does not open: {why}"),
+    )
 }
 
 fn cut(destination: &Destination) -> Refusal {
-    Refusal::new("upstream_unreachable", format!("{} ended the connection without an answer", destination.origin()))
+    Refusal::new(
+        "upstream_unreachable",
+        format!(
+            "{} ended the connection without an answer",
+            destination.origin()
+        ),
+    )
 }
 
 /// The outcome of one use: recorded exactly once, even where the use is dropped half-way.
@@ -279,7 +388,11 @@ impl Outcome {
             scrubbed: 0,
             reason: None,
         };
-        Self { vault, tasks, record: Some(record) }
+        Self {
+            vault,
+            tasks,
+            record: Some(record),
+        }
     }
 
     /// Changes what would be recorded.
@@ -311,7 +424,8 @@ impl Drop for Outcome {
         if let Some(record) = self.record.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            self.tasks.spawn_on(send(self.vault.clone(), record), &runtime);
+            self.tasks
+                .spawn_on(send(self.vault.clone(), record), &runtime);
         }
     }
 }

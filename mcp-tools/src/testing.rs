@@ -14,8 +14,8 @@ use claviger_vault_protocol::sealed::{RELEASE_PURPOSE, grant_associated, seal_gr
 use claviger_vault_protocol::usage::{AuthorizeUse, Authorized, RecordOutcome, Report};
 use claviger_vault_protocol::wire::{self, Greeting, Link, Verbs};
 use claviger_vault_protocol::{
-    Binding, CredentialId, CredentialKind, Destination, Envelope, GrantId, KeyPair, Opening, OpeningId, Principal,
-    PublicKey, Refusal, Slot, UseId,
+    Binding, CredentialId, CredentialKind, Destination, Envelope, GrantId, KeyPair, Opening,
+    OpeningId, Principal, PublicKey, Refusal, Slot, UseId,
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -70,7 +70,10 @@ pub(crate) struct FakeVault {
 
 impl FakeVault {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { key: KeyPair::generate().unwrap(), seen: Mutex::default() })
+        Arc::new(Self {
+            key: KeyPair::generate().unwrap(),
+            seen: Mutex::default(),
+        })
     }
 
     pub(crate) fn public_key(&self) -> PublicKey {
@@ -82,13 +85,24 @@ impl FakeVault {
     }
 
     /// Opens a credential for a session and epoch, as the vault does at `open_session`.
-    pub(crate) fn grant(&self, session: &str, epoch: u64, name: &str, secret: &str, binding: Binding) -> Envelope {
+    pub(crate) fn grant(
+        &self,
+        session: &str,
+        epoch: u64,
+        name: &str,
+        secret: &str,
+        binding: Binding,
+    ) -> Envelope {
         let mut envelope = Envelope {
             grant: GrantId::random(),
             credential: CredentialId::from(format!("vcrd_{name}")),
             name: name.to_owned(),
             version: 1,
-            kind: if binding.slot == Slot::None { CredentialKind::None } else { CredentialKind::Header },
+            kind: if binding.slot == Slot::None {
+                CredentialKind::None
+            } else {
+                CredentialKind::Header
+            },
             binding,
             placeholder: format!("clv_placeholder_{name}_{}", uuid::Uuid::new_v4().simple()),
             variable: None,
@@ -109,11 +123,16 @@ impl FakeVault {
             epoch,
             principal: Principal::from("key:key_test".to_owned()),
             tools: vec!["*".to_owned()],
-            model_grant: grants.iter().find(|grant| grant.name == "anthropic").map(|grant| grant.grant.clone()),
+            model_grant: grants
+                .iter()
+                .find(|grant| grant.name == "anthropic")
+                .map(|grant| grant.grant.clone()),
             grants,
             expires_at_ms: u64::MAX,
         };
-        self.seen().openings.insert(opening.opening.clone(), opening.clone());
+        self.seen()
+            .openings
+            .insert(opening.opening.clone(), opening.clone());
         opening
     }
 
@@ -123,16 +142,26 @@ impl FakeVault {
         if let Some(code) = seen.deny {
             return Err(Refusal::new(code, "denied by the test"));
         }
-        let (key, envelope, session, epoch) =
-            seen.grants.get(&ask.grant).ok_or_else(|| Refusal::new("grant_not_found", "no such grant"))?;
+        let (key, envelope, session, epoch) = seen
+            .grants
+            .get(&ask.grant)
+            .ok_or_else(|| Refusal::new("grant_not_found", "no such grant"))?;
         assert_eq!((&ask.session, ask.epoch), (session, *epoch));
         envelope
             .binding
             .admits(&ask.destination, &ask.method, &ask.path)
             .map_err(|code| Refusal::new(code, "outside the binding"))?;
         let use_id = UseId::random();
-        let sender = if seen.forge { KeyPair::generate().unwrap() } else { KeyPair::from_private(copy(self.key.private())).unwrap() };
-        let bound = if seen.misdirect { UseId::random() } else { use_id.clone() };
+        let sender = if seen.forge {
+            KeyPair::generate().unwrap()
+        } else {
+            KeyPair::from_private(copy(self.key.private())).unwrap()
+        };
+        let bound = if seen.misdirect {
+            UseId::random()
+        } else {
+            use_id.clone()
+        };
         let release = (envelope.binding.slot != Slot::None).then(|| {
             sender
                 .seal_to(
@@ -143,9 +172,17 @@ impl FakeVault {
                 )
                 .unwrap()
         });
-        let ciphertext = seen.rotated.map(|secret| seal(key, session, *epoch, envelope, 2, secret));
+        let ciphertext = seen
+            .rotated
+            .map(|secret| seal(key, session, *epoch, envelope, 2, secret));
         let version = if ciphertext.is_some() { 2 } else { 1 };
-        Ok(Authorized { use_id, audit_seq: 1, release, ciphertext, version })
+        Ok(Authorized {
+            use_id,
+            audit_seq: 1,
+            release,
+            ciphertext,
+            version,
+        })
     }
 
     fn seat(&self, ask: OpenSeat) -> Opening {
@@ -155,9 +192,14 @@ impl FakeVault {
             (seen.seats.len(), seen.seat_credentials.clone())
         };
         let session = format!("seat_{number}");
-        let grants =
-            credentials.into_iter().map(|(name, secret, binding)| self.grant(&session, 1, &name, &secret, binding)).collect();
-        Opening { principal: ask.principal, ..self.opening(&session, 1, grants) }
+        let grants = credentials
+            .into_iter()
+            .map(|(name, secret, binding)| self.grant(&session, 1, &name, &secret, binding))
+            .collect();
+        Opening {
+            principal: ask.principal,
+            ..self.opening(&session, 1, grants)
+        }
     }
 }
 
@@ -165,11 +207,27 @@ fn copy(secret: &SecretBytes) -> SecretBytes {
     SecretBytes::copy_of(secret.expose()).unwrap()
 }
 
-fn seal(key: &[u8], session: &str, epoch: u64, envelope: &Envelope, version: u32, secret: &str) -> String {
+fn seal(
+    key: &[u8],
+    session: &str,
+    epoch: u64,
+    envelope: &Envelope,
+    version: u32,
+    secret: &str,
+) -> String {
     let binding = serde_json::to_vec(&envelope.binding).unwrap();
-    let associated =
-        grant_associated(session, epoch, envelope.grant.as_str(), envelope.credential.as_str(), version, &binding);
-    let (key, secret) = (SecretBytes::copy_of(key).unwrap(), SecretBytes::copy_of(secret.as_bytes()).unwrap());
+    let associated = grant_associated(
+        session,
+        epoch,
+        envelope.grant.as_str(),
+        envelope.credential.as_str(),
+        version,
+        &binding,
+    );
+    let (key, secret) = (
+        SecretBytes::copy_of(key).unwrap(),
+        SecretBytes::copy_of(secret.as_bytes()).unwrap(),
+    );
     seal_grant(&key, &secret, &associated).unwrap()
 }
 
@@ -190,7 +248,9 @@ impl Verbs for FakeVault {
                 let mut seen = self.seen();
                 seen.accepted += 1;
                 let opening = seen.openings.get(&accept.opening);
-                wire::answer(opening.ok_or_else(|| Refusal::new("opening_not_found", "no such opening"))?)
+                wire::answer(
+                    opening.ok_or_else(|| Refusal::new("opening_not_found", "no such opening"))?,
+                )
             }
             "open_seat" => wire::answer(&self.seat(wire::arguments(verb, arguments)?)),
             "end_opening" => {
@@ -206,7 +266,10 @@ impl Verbs for FakeVault {
                 self.seen().reports.push(wire::arguments(verb, arguments)?);
                 wire::answer(&Nothing {})
             }
-            "list_permits" => wire::answer(&Permits { policy_version: 1, permits: self.seen().permits.clone() }),
+            "list_permits" => wire::answer(&Permits {
+                policy_version: 1,
+                permits: self.seen().permits.clone(),
+            }),
             "authenticate_key" => {
                 let ask: AuthenticateKey = wire::arguments(verb, arguments)?;
                 self.seen().keys_asked += 1;
@@ -214,7 +277,11 @@ impl Verbs for FakeVault {
                     return Err(Refusal::new("key_unknown", "no such key"));
                 }
                 let principal = Principal::key("key_test");
-                wire::answer(&KeyHolder { key: "key_test".into(), principal, label: "test".into() })
+                wire::answer(&KeyHolder {
+                    key: "key_test".into(),
+                    principal,
+                    label: "test".into(),
+                })
             }
             other => Err(wire::unknown_verb(other)),
         }
@@ -224,8 +291,14 @@ impl Verbs for FakeVault {
 /// A whole tools instance over a fake vault; tool definitions come from `tools`.
 pub(crate) async fn shared_in(vault: &Arc<FakeVault>, tools: &Path) -> Arc<Shared> {
     let key = KeyPair::generate().unwrap();
-    let register = RegisterTools { instance: "tools_test".into(), key: key.public().to_string() };
-    let greeting = Greeting { verb: "register_tools", arguments: serde_json::to_value(register).unwrap() };
+    let register = RegisterTools {
+        instance: "tools_test".into(),
+        key: key.public().to_string(),
+    };
+    let greeting = Greeting {
+        verb: "register_tools",
+        arguments: serde_json::to_value(register).unwrap(),
+    };
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (sender, links) = mpsc::channel(1);
     sender.send(ours).await.unwrap();
@@ -243,9 +316,14 @@ pub(crate) async fn shared_in(vault: &Arc<FakeVault>, tools: &Path) -> Arc<Share
     let dialer = Arc::new(Dialer::new());
     Arc::new(Shared {
         openings: Openings::new(tools_vault.clone()),
-        spender: Spender::new(tools_vault.clone(), vault.public_key(), key, Arc::clone(&dialer), tasks.clone()),
+        spender: Spender::new(
+            tools_vault.clone(),
+            vault.public_key(),
+            key,
+            dialer,
+            tasks.clone(),
+        ),
         vault: tools_vault,
-        dialer,
         catalog: Arc::new(Catalog::new(tools.to_owned())),
         tasks,
     })
@@ -258,13 +336,23 @@ pub(crate) async fn shared(vault: &Arc<FakeVault>) -> Arc<Shared> {
 
 /// Binds a header slot at an upstream.
 pub(crate) fn bearer(to: SocketAddr) -> Binding {
-    bound(to, Slot::Header { name: "authorization".into(), prefix: "Bearer ".into() })
+    bound(
+        to,
+        Slot::Header {
+            name: "authorization".into(),
+            prefix: "Bearer ".into(),
+        },
+    )
 }
 
 /// Binds any slot at an upstream.
 pub(crate) fn bound(to: SocketAddr, slot: Slot) -> Binding {
     Binding {
-        destination: Destination { scheme: "http".into(), host: to.ip().to_string(), port: to.port() },
+        destination: Destination {
+            scheme: "http".into(),
+            host: to.ip().to_string(),
+            port: to.port(),
+        },
         methods: Vec::new(),
         path_prefixes: Vec::new(),
         slot,
@@ -287,29 +375,42 @@ impl Drop for Upstream {
 
 impl Upstream {
     /// Answers each request (head and body as text) with raw bytes, then closes.
-    pub(crate) async fn answering(handler: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn answering(
+        handler: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
         Self::serving(move |request, mut stream| {
             let answer = handler(&request);
             async move {
-                let _ = stream.write_all(&answer).await;
-                let _ = stream.shutdown().await;
+                stream.write_all(&answer).await.ok();
+                stream.shutdown().await.ok();
             }
         })
         .await
     }
 
     /// Gives each connection to a handler once its request is read.
-    pub(crate) async fn serving<F>(handler: impl Fn(String, TcpStream) -> F + Send + Sync + 'static) -> Self
+    pub(crate) async fn serving<F>(
+        handler: impl Fn(String, TcpStream) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let (counter, log, handler) = (Arc::clone(&connections), Arc::clone(&requests), Arc::new(handler));
+        let (connections, requests) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::new(Mutex::new(Vec::new())),
+        );
+        let (counter, log, handler) = (
+            Arc::clone(&connections),
+            Arc::clone(&requests),
+            Arc::new(handler),
+        );
         let server = tokio::spawn(async move {
             loop {
-                let Ok((mut stream, _)) = listener.accept().await else { return };
+                let Ok((mut stream, _)) = listener.accept().await else {
+                    return;
+                };
                 counter.fetch_add(1, Ordering::SeqCst);
                 let (log, handler) = (Arc::clone(&log), Arc::clone(&handler));
                 tokio::spawn(async move {
@@ -320,7 +421,12 @@ impl Upstream {
                 });
             }
         });
-        Self { address, connections, requests, server }
+        Self {
+            address,
+            connections,
+            requests,
+            server,
+        }
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -340,15 +446,28 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let read = stream.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
+        let read = stream
+            .read(&mut buffer)
+            .await
+            .ok()
+            .filter(|read| *read > 0)?;
         bytes.extend_from_slice(&buffer[..read]);
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
         let length = head
             .lines()
-            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse::<usize>().unwrap()))
+            .find_map(|line| {
+                line.to_ascii_lowercase()
+                    .strip_prefix("content-length:")
+                    .map(|n| n.trim().parse::<usize>().unwrap())
+            })
             .unwrap_or(0);
-        let is_whole = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        let is_whole = if head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked")
+        {
             body.ends_with("0\r\n\r\n")
         } else {
             body.len() >= length
@@ -362,7 +481,11 @@ async fn read_request(stream: &mut TcpStream) -> Option<String> {
 /// An answer with a body and its length.
 pub(crate) fn ok(headers: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
-    let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{headers}\r\n", body.len()).into_bytes();
+    let mut answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{headers}\r\n",
+        body.len()
+    )
+    .into_bytes();
     answer.extend_from_slice(body);
     answer
 }

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use claviger_vault_protocol::Refusal;
 use claviger_vault_protocol::admin::Nothing;
 use claviger_vault_protocol::present::{At, Call, Called, NameSandbox, Present, Tools};
 use claviger_vault_protocol::wire::{self, Verbs};
-use claviger_vault_protocol::Refusal;
 use serde_json::{Value, json};
 
 use crate::call;
@@ -26,25 +26,36 @@ pub(crate) struct HarnessVerbs {
 impl HarnessVerbs {
     /// The verbs of a new connection.
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, presented: Mutex::default() }
+        Self {
+            shared,
+            presented: Mutex::default(),
+        }
     }
 
     fn require(&self, session: &str, epoch: u64) -> Result<Arc<Live>, Refusal> {
         let live = self.shared.openings.require(session, epoch)?;
-        let presented = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        let presented = self
+            .presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if presented.contains(&(session.to_owned(), epoch)) {
             Ok(live)
         } else {
             Err(Refusal::new(
                 "opening_not_accepted",
-                format!("session {session} was not presented over this connection at epoch {epoch}"),
+                format!(
+                    "session {session} was not presented over this connection at epoch {epoch}"
+                ),
             ))
         }
     }
 
     async fn present(&self, present: Present) -> Result<At, Refusal> {
         let at = self.shared.openings.present(present.opening).await?;
-        let mut presented = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut presented = self
+            .presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         presented.retain(|(session, _)| *session != at.session);
         presented.insert((at.session.clone(), at.epoch));
         Ok(at)
@@ -53,20 +64,27 @@ impl HarnessVerbs {
     fn withdraw(&self, at: &At) -> Result<Nothing, Refusal> {
         self.require(&at.session, at.epoch)?;
         self.shared.openings.withdraw(&at.session, at.epoch);
-        let mut presented = self.presented.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut presented = self
+            .presented
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         presented.remove(&(at.session.clone(), at.epoch));
         Ok(Nothing {})
     }
 
     fn name_sandbox(&self, name: NameSandbox) -> Result<Nothing, Refusal> {
         self.require(&name.session, name.epoch)?;
-        self.shared.openings.name_sandbox(&name.session, name.epoch, name.sandbox, name.tools)?;
+        self.shared
+            .openings
+            .name_sandbox(&name.session, name.epoch, name.sandbox, name.tools)?;
         Ok(Nothing {})
     }
 
     async fn list_tools(&self, at: &At) -> Result<Tools, Refusal> {
         let live = self.require(&at.session, at.epoch)?;
-        Ok(Tools { tools: call::tools_of(&self.shared, &live).await? })
+        Ok(Tools {
+            tools: call::tools_of(&self.shared, &live).await?,
+        })
     }
 
     async fn call(&self, ask: &Call) -> Result<Called, Refusal> {
@@ -76,11 +94,15 @@ impl HarnessVerbs {
             call::call(&self.shared, &live, &definition, &operation, &ask.arguments).await
         };
         match result.await {
-            Ok(outcome) => Ok(Called { content: outcome.content(), is_error: outcome.is_error }),
+            Ok(outcome) => Ok(Called {
+                content: outcome.content(),
+                is_error: outcome.is_error,
+            }),
             Err(refusal) if is_for_harness(&refusal.code) => Err(refusal),
-            Err(refusal) => {
-                Ok(Called { content: vec![json!({"type": "text", "text": explained(&refusal)})], is_error: true })
-            }
+            Err(refusal) => Ok(Called {
+                content: vec![json!({"type": "text", "text": explained(&refusal)})],
+                is_error: true,
+            }),
         }
     }
 }
@@ -93,7 +115,9 @@ impl Verbs for HarnessVerbs {
     async fn call(&self, verb: &str, arguments: Value) -> Result<Value, Refusal> {
         match verb {
             "call" => wire::answer(&self.call(&wire::arguments(verb, arguments)?).await?),
-            "list_tools" => wire::answer(&self.list_tools(&wire::arguments(verb, arguments)?).await?),
+            "list_tools" => {
+                wire::answer(&self.list_tools(&wire::arguments(verb, arguments)?).await?)
+            }
             "name_sandbox" => wire::answer(&self.name_sandbox(wire::arguments(verb, arguments)?)?),
             "present" => wire::answer(&self.present(wire::arguments(verb, arguments)?).await?),
             "withdraw" => wire::answer(&self.withdraw(&wire::arguments(verb, arguments)?)?),
@@ -106,7 +130,14 @@ impl Verbs for HarnessVerbs {
 fn is_for_harness(code: &str) -> bool {
     code.starts_with("vault_")
         || code.starts_with("opening_")
-        || matches!(code, "epoch_stale" | "charter_expired" | "charter_not_found" | "not_registered" | "peer_malformed")
+        || matches!(
+            code,
+            "epoch_stale"
+                | "charter_expired"
+                | "charter_not_found"
+                | "not_registered"
+                | "peer_malformed"
+        )
 }
 
 /// A refusal as text: code, cause, cure.

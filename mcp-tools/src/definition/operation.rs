@@ -118,8 +118,9 @@ impl Operation {
     pub(super) fn of(table: &Table) -> Result<Self, Misfit> {
         let name = table.name.get_ref();
         if !is_name(name) {
-            let reason =
-                format!("operation name '{name}': expected lower-case letters, digits, '-' and '_', starting with a letter");
+            let reason = format!(
+                "operation name '{name}': expected lower-case letters, digits, '-' and '_', starting with a letter"
+            );
             return Err((table.name.span(), reason));
         }
         let method = match table.method.get_ref().as_str() {
@@ -130,7 +131,8 @@ impl Operation {
             "POST" => Method::POST,
             "PUT" => Method::PUT,
             other => {
-                let reason = format!("method is '{other}', expected GET, HEAD, POST, PUT, PATCH or DELETE");
+                let reason =
+                    format!("method is '{other}', expected GET, HEAD, POST, PUT, PATCH or DELETE");
                 return Err((table.method.span(), reason));
             }
         };
@@ -138,11 +140,15 @@ impl Operation {
         for parameter in &table.parameters {
             let parsed = Parameter::of(parameter, &method)?;
             if parameters.iter().any(|earlier| earlier.name == parsed.name) {
-                return Err((parameter.name.span(), format!("parameter '{}' is there twice", parsed.name)));
+                return Err((
+                    parameter.name.span(),
+                    format!("parameter '{}' is there twice", parsed.name),
+                ));
             }
             parameters.push(parsed);
         }
-        check_path(table.path.get_ref(), &parameters).map_err(|reason| (table.path.span(), reason))?;
+        check_path(table.path.get_ref(), &parameters)
+            .map_err(|reason| (table.path.span(), reason))?;
         Ok(Self {
             name: name.clone(),
             description: table.description.clone(),
@@ -160,14 +166,24 @@ impl Operation {
         let mut properties = Map::new();
         for parameter in &self.parameters {
             let mut schema = Map::new();
-            schema.insert("type".to_owned(), Value::from(parameter.value_type.as_str()));
+            schema.insert(
+                "type".to_owned(),
+                Value::from(parameter.value_type.as_str()),
+            );
             if !parameter.description.is_empty() {
-                schema.insert("description".to_owned(), Value::from(parameter.description.as_str()));
+                schema.insert(
+                    "description".to_owned(),
+                    Value::from(parameter.description.as_str()),
+                );
             }
             properties.insert(parameter.name.clone(), Value::Object(schema));
         }
-        let required: Vec<&str> =
-            self.parameters.iter().filter(|parameter| parameter.is_required).map(|parameter| parameter.name.as_str()).collect();
+        let required: Vec<&str> = self
+            .parameters
+            .iter()
+            .filter(|parameter| parameter.is_required)
+            .map(|parameter| parameter.name.as_str())
+            .collect();
         json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
     }
 }
@@ -180,7 +196,12 @@ impl Parameter {
             "header" => Place::Header,
             "path" => Place::Path,
             "query" => Place::Query,
-            other => return Err((table.place.span(), format!("in is '{other}', expected path, query, header or body"))),
+            other => {
+                return Err((
+                    table.place.span(),
+                    format!("in is '{other}', expected path, query, header or body"),
+                ));
+            }
         };
         let value_type = match table.value_type.get_ref().as_str() {
             "array" => ValueType::Array,
@@ -190,26 +211,43 @@ impl Parameter {
             "object" => ValueType::Object,
             "string" => ValueType::String,
             other => {
-                let reason =
-                    format!("type is '{other}', expected string, integer, number, boolean, object or array");
+                let reason = format!(
+                    "type is '{other}', expected string, integer, number, boolean, object or array"
+                );
                 return Err((table.value_type.span(), reason));
             }
         };
-        if name.is_empty() || name.len() > 64 || name.chars().any(|c| c.is_control() || matches!(c, '{' | '}')) {
-            return Err((table.name.span(), "parameter name: expected 1 to 64 characters without braces".to_owned()));
+        if name.is_empty()
+            || name.len() > 64
+            || name
+                .chars()
+                .any(|c| c.is_control() || matches!(c, '{' | '}'))
+        {
+            return Err((
+                table.name.span(),
+                "parameter name: expected 1 to 64 characters without braces".to_owned(),
+            ));
         }
         let is_flat = !matches!(value_type, ValueType::Array | ValueType::Object);
         let reason = match place {
-            Place::Body if matches!(*method, Method::GET | Method::HEAD) => Some(format!("{method} has no body")),
+            Place::Body if matches!(*method, Method::GET | Method::HEAD) => {
+                Some(format!("{method} has no body"))
+            }
             Place::Header if HeaderName::from_bytes(name.as_bytes()).is_err() => {
                 Some(format!("'{name}' is no valid header name"))
             }
-            Place::Header if inject::is_reserved(name) => {
-                Some(format!("header '{name}' is not a parameter's: it is set by the credential or the connection"))
+            Place::Header if inject::is_reserved(name) => Some(format!(
+                "header '{name}' is not a parameter's: it is set by the credential or the connection"
+            )),
+            Place::Header | Place::Path if !is_flat => {
+                Some("only text, numbers and booleans go here".to_owned())
             }
-            Place::Header | Place::Path if !is_flat => Some("only text, numbers and booleans go here".to_owned()),
-            Place::Path if !table.required => Some(format!("path parameter '{name}' must have required = true")),
-            Place::Query if value_type == ValueType::Object => Some("an object cannot go into a query".to_owned()),
+            Place::Path if !table.required => {
+                Some(format!("path parameter '{name}' must have required = true"))
+            }
+            Place::Query if value_type == ValueType::Object => {
+                Some("an object cannot go into a query".to_owned())
+            }
             _ => None,
         };
         if let Some(reason) = reason {
@@ -257,7 +295,9 @@ fn check_path(path: &str, parameters: &[Parameter]) -> Result<(), String> {
     if !path.starts_with('/') {
         return Err(format!("path is '{path}', expected it to start with '/'"));
     }
-    if path.contains(['?', '#', '\\', '%']) || path.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    if path.contains(['?', '#', '\\', '%'])
+        || path.chars().any(|c| c.is_control() || c.is_whitespace())
+    {
         return Err("path holds a query, an escape or white space; use parameters".to_owned());
     }
     let mut placeholders = Vec::new();
@@ -265,20 +305,35 @@ fn check_path(path: &str, parameters: &[Parameter]) -> Result<(), String> {
         if matches!(segment, "." | "..") {
             return Err("path holds a dot segment".to_owned());
         }
-        if let Some(name) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+        if let Some(name) = segment
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+        {
             placeholders.push(name);
         } else if segment.contains(['{', '}']) {
-            return Err(format!("path segment '{segment}': a placeholder must be the whole segment"));
+            return Err(format!(
+                "path segment '{segment}': a placeholder must be the whole segment"
+            ));
         }
     }
     for name in &placeholders {
-        if !parameters.iter().any(|parameter| parameter.place == Place::Path && parameter.name == *name) {
-            return Err(format!("path names '{{{name}}}' but no parameter with in = \"path\" has that name"));
+        if !parameters
+            .iter()
+            .any(|parameter| parameter.place == Place::Path && parameter.name == *name)
+        {
+            return Err(format!(
+                "path names '{{{name}}}' but no parameter with in = \"path\" has that name"
+            ));
         }
     }
-    let unused = parameters.iter().find(|p| p.place == Place::Path && !placeholders.contains(&p.name.as_str()));
+    let unused = parameters
+        .iter()
+        .find(|p| p.place == Place::Path && !placeholders.contains(&p.name.as_str()));
     match unused {
-        Some(parameter) => Err(format!("path does not hold '{{{}}}', which is a path parameter", parameter.name)),
+        Some(parameter) => Err(format!(
+            "path does not hold '{{{}}}', which is a path parameter",
+            parameter.name
+        )),
         None => Ok(()),
     }
 }

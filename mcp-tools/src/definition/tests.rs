@@ -61,32 +61,94 @@ fn a_definition_names_its_tools_with_schemas() {
     );
     assert!(tools[1].read_only && tools[1].idempotent && !tools[0].read_only);
     assert!(definition.operation("tracker_show").is_some());
-    assert!(definition.operation("trackershow").is_none() && definition.operation("show").is_none());
+    assert!(
+        definition.operation("trackershow").is_none() && definition.operation("show").is_none()
+    );
 }
 
 #[test]
 fn an_error_names_the_line_and_what_was_expected() {
     for (from, to, line, reason) in [
-        ("name = \"tracker\"", "name = \"other\"", 1, "expected 'tracker'"),
+        (
+            "name = \"tracker\"",
+            "name = \"other\"",
+            1,
+            "expected 'tracker'",
+        ),
         ("kind = \"http\"", "kind = \"soap\"", 2, "expected 'http'"),
-        ("kind = \"http\"", "kind = \"http\"\nsecret = \"x\"", 3, "unknown field `secret`"),
-        ("http://127.0.0.1:9000/api", "ftp://x/", 4, "expected http://"),
-        ("http://127.0.0.1:9000/api", "http://u:p@x/", 4, "user information"),
-        ("http://127.0.0.1:9000/api", "http://x/?key=1", 4, "no query"),
-        ("credential = \"tracker\"", "credential = \"\"", 5, "expected a credential"),
-        ("credential = \"tracker\"\n", "", 1, "missing field `credential`"),
+        (
+            "kind = \"http\"",
+            "kind = \"http\"\nsecret = \"x\"",
+            3,
+            "unknown field `secret`",
+        ),
+        (
+            "http://127.0.0.1:9000/api",
+            "ftp://x/",
+            4,
+            "expected http://",
+        ),
+        (
+            "http://127.0.0.1:9000/api",
+            "http://u:p@x/",
+            4,
+            "user information",
+        ),
+        (
+            "http://127.0.0.1:9000/api",
+            "http://x/?key=1",
+            4,
+            "no query",
+        ),
+        (
+            "credential = \"tracker\"",
+            "credential = \"\"",
+            5,
+            "expected a credential",
+        ),
+        (
+            "credential = \"tracker\"\n",
+            "",
+            1,
+            "missing field `credential`",
+        ),
         ("\"create_issue\"", "\"Create Issue\"", 8, "lower-case"),
         ("\"POST\"", "\"CONNECT\"", 10, "expected GET, HEAD, POST"),
         ("\"/issues\"", "\"issues\"", 11, "start with '/'"),
         ("\"/issues\"", "\"/../admin\"", 11, "dot segment"),
         ("\"/issues\"", "\"/issues?x=1\"", 11, "use parameters"),
-        ("\"/issues\"", "\"/issues/{no}\"", 11, "no parameter with in = \"path\""),
-        ("in = \"body\"", "in = \"cookie\"", 15, "expected path, query, header or body"),
-        ("type = \"string\"", "type = \"text\"", 16, "expected string"),
+        (
+            "\"/issues\"",
+            "\"/issues/{no}\"",
+            11,
+            "no parameter with in = \"path\"",
+        ),
+        (
+            "in = \"body\"",
+            "in = \"cookie\"",
+            15,
+            "expected path, query, header or body",
+        ),
+        (
+            "type = \"string\"",
+            "type = \"text\"",
+            16,
+            "expected string",
+        ),
         ("/issues/{id}", "/issues", 24, "does not hold '{id}'"),
         ("/issues/{id}", "/issues/x{id}", 24, "whole segment"),
-        ("type = \"integer\"\nrequired = true", "type = \"integer\"", 29, "must have required = true"),
-        ("type = \"integer\"", "type = \"array\"", 29, "only text, numbers and booleans"),
+        (
+            "type = \"integer\"\nrequired = true",
+            "type = \"integer\"",
+            29,
+            "must have required = true",
+        ),
+        (
+            "type = \"integer\"",
+            "type = \"array\"",
+            29,
+            "only text, numbers and booleans",
+        ),
         ("in = \"path\"", "in = \"body\"", 29, "GET has no body"),
         ("\"show\"", "\"create_issue\"", 21, "there twice"),
         ("method = \"POST\"", "method = ", 10, ""),
@@ -94,15 +156,35 @@ fn an_error_names_the_line_and_what_was_expected() {
         let changed = TRACKER.replacen(from, to, 1);
         assert_ne!(changed, TRACKER, "{from}");
         let (found, text) = misfit(&changed);
-        assert_eq!((found, text.contains(reason)), (line, true), "{from} -> {to}: {text}");
+        assert_eq!(
+            (found, text.contains(reason)),
+            (line, true),
+            "{from} -> {to}: {text}"
+        );
     }
 }
 
 #[test]
 fn a_parameter_cannot_be_a_header_that_carries_credentials_or_frames_the_request() {
-    for header in ["Authorization", "cookie", "Host", "proxy-authorization", "content-length", "Transfer-Encoding"] {
-        let changed = TRACKER.replacen("name = \"title\"\nin = \"body\"", &format!("name = \"{header}\"\nin = \"header\""), 1);
-        assert!(misfit(&changed).1.contains("set by the credential or the connection"), "{header}");
+    for header in [
+        "Authorization",
+        "cookie",
+        "Host",
+        "proxy-authorization",
+        "content-length",
+        "Transfer-Encoding",
+    ] {
+        let changed = TRACKER.replacen(
+            "name = \"title\"\nin = \"body\"",
+            &format!("name = \"{header}\"\nin = \"header\""),
+            1,
+        );
+        assert!(
+            misfit(&changed)
+                .1
+                .contains("set by the credential or the connection"),
+            "{header}"
+        );
     }
 }
 
@@ -112,7 +194,13 @@ fn a_full_name_longer_than_64_bytes_is_refused() {
     let (line, reason) = misfit(&TRACKER.replacen("create_issue", &long, 1));
     assert_eq!(line, 8);
     assert!(reason.contains("longer than 64"));
-    assert!(Definition::parse("tracker", &TRACKER.replacen("create_issue", &"x".repeat(56), 1)).is_ok());
+    assert!(
+        Definition::parse(
+            "tracker",
+            &TRACKER.replacen("create_issue", &"x".repeat(56), 1)
+        )
+        .is_ok()
+    );
 }
 
 #[test]

@@ -40,7 +40,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     }
     match s {
         // NAT64 and 6to4 carry an IPv4 address that decides.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => is_public_v4(embedded(high, low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            is_public_v4(embedded(high, low))
+        }
         // Teredo, benchmarking, ORCHID and other protocol assignments (2001::/23), documentation.
         [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
         [0x3fff, second, ..] if second < 0x1000 => false,

@@ -21,7 +21,9 @@ pub(super) fn each(secret: &[u8], add: &mut impl FnMut(Vec<u8>)) {
         add(json);
         // Encoders that also escape what is special in HTML or scripts.
         add(self::json(secret, slash, |byte| b"<>&'".contains(&byte)));
-        add(self::json(secret, slash, |byte| b"<>&'\"+=".contains(&byte)));
+        add(self::json(secret, slash, |byte| {
+            b"<>&'\"+=".contains(&byte)
+        }));
     }
     for upper in [false, true] {
         add(unicode(secret, upper, |_| true));
@@ -66,15 +68,30 @@ fn each_percent(secret: &[u8], add: &mut impl FnMut(Vec<u8>)) {
     for lower in [false, true] {
         add(percent(secret, lower, |_| true, false));
         // RFC 3986, JavaScript's encodeURIComponent and encodeURI, Python's quote, HTML forms.
-        for (kept, plus) in
-            [("-._~", false), ("-._~", true), ("-_.!~*'()", false), ("-._~/", false), ("-._*", true), (";,/?:@&=+$-_.!~*'()#", false)]
-        {
-            add(percent(secret, lower, |byte| !byte.is_ascii_alphanumeric() && !kept.as_bytes().contains(&byte), plus));
+        for (kept, plus) in [
+            ("-._~", false),
+            ("-._~", true),
+            ("-_.!~*'()", false),
+            ("-._~/", false),
+            ("-._*", true),
+            (";,/?:@&=+$-_.!~*'()#", false),
+        ] {
+            add(percent(
+                secret,
+                lower,
+                |byte| !byte.is_ascii_alphanumeric() && !kept.as_bytes().contains(&byte),
+                plus,
+            ));
         }
     }
 }
 
-fn percent(secret: &[u8], lower: bool, is_escaped: impl Fn(u8) -> bool, plus_for_space: bool) -> Vec<u8> {
+fn percent(
+    secret: &[u8],
+    lower: bool,
+    is_escaped: impl Fn(u8) -> bool,
+    plus_for_space: bool,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(secret.len() * 3);
     for &byte in secret {
         match (is_escaped(byte), lower) {
@@ -101,7 +118,7 @@ fn json(secret: &[u8], slash: bool, is_unicode: impl Fn(u8) -> bool) -> Vec<u8> 
             b'"' | b'\\' => out.extend([b'\\', byte]),
             b'/' if slash => out.extend(b"\\/"),
             b'\t' => out.extend(b"\\t"),
-            0..0x20 | 0x7f => push_hex(&mut out, byte, b"\\u00", b"0123456789abcdef"),
+            0..0x20 => push_hex(&mut out, byte, b"\\u00", b"0123456789abcdef"),
             _ => out.push(byte),
         }
     }
@@ -116,14 +133,22 @@ fn unicode(secret: &[u8], upper: bool, is_escaped: impl Fn(char) -> bool) -> Vec
         text
     } else {
         // Not UTF-8: what shows it at all shows its bytes as Latin-1.
-        secret.iter().map(|byte| char::from(*byte)).collect::<String>().into()
+        secret
+            .iter()
+            .map(|byte| char::from(*byte))
+            .collect::<String>()
+            .into()
     };
     let mut units = [0; 2];
     for character in text.chars() {
         if is_escaped(character) {
             for unit in character.encode_utf16(&mut units) {
                 // Writing to a string does not end in an error.
-                let _ = if upper { write!(out, "\\u{unit:04X}") } else { write!(out, "\\u{unit:04x}") };
+                let _ = if upper {
+                    write!(out, "\\u{unit:04X}")
+                } else {
+                    write!(out, "\\u{unit:04x}")
+                };
             }
         } else if matches!(character, '"' | '\\') {
             out.push('\\');
@@ -136,9 +161,16 @@ fn unicode(secret: &[u8], upper: bool, is_escaped: impl Fn(char) -> bool) -> Vec
 }
 
 fn each_html(secret: &[u8], add: &mut impl FnMut(Vec<u8>)) {
-    for (quote, apostrophe) in
-        [("&quot;", "&#39;"), ("&quot;", "&#x27;"), ("&quot;", "&apos;"), ("&#34;", "&#39;"), ("&#34;", "&#039;"), ("&quot;", "&#039;"), ("\"", "'"), ("&quot;", "'")]
-    {
+    for (quote, apostrophe) in [
+        ("&quot;", "&#39;"),
+        ("&quot;", "&#x27;"),
+        ("&quot;", "&apos;"),
+        ("&#34;", "&#39;"),
+        ("&#34;", "&#039;"),
+        ("&quot;", "&#039;"),
+        ("\"", "'"),
+        ("&quot;", "'"),
+    ] {
         let mut out = Vec::with_capacity(secret.len() + 16);
         for byte in secret {
             match byte {

@@ -3,13 +3,21 @@ use proptest::prelude::*;
 use super::*;
 
 fn scrubber(secret: &[u8]) -> Scrubber {
-    Scrubber::new(&[Known { name: "key", secret, basic_username: Some("user") }])
+    Scrubber::new(&[Known {
+        name: "key",
+        secret,
+        basic_username: Some("user"),
+    }])
 }
 
 fn in_pieces(scrubber: &mut Scrubber, text: &[u8], cuts: &[usize]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut from = 0;
-    for cut in cuts.iter().map(|cut| cut % (text.len() + 1)).collect::<std::collections::BTreeSet<_>>() {
+    for cut in cuts
+        .iter()
+        .map(|cut| cut % (text.len() + 1))
+        .collect::<std::collections::BTreeSet<_>>()
+    {
         out.extend_from_slice(&scrubber.push(Bytes::copy_from_slice(&text[from..cut])));
         from = cut;
     }
@@ -23,7 +31,7 @@ fn is_in(form: &[u8], text: &[u8]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
     fn no_form_of_a_secret_survives_any_split(
@@ -74,11 +82,23 @@ proptest! {
 #[test]
 fn only_what_can_still_become_a_secret_is_held_back() {
     let mut scrubber = scrubber(b"tok_abcdefghijklmnop");
-    assert_eq!(scrubber.push(Bytes::from_static(b"data: hello\n\n")), "data: hello\n\n");
-    assert_eq!(scrubber.push(Bytes::from_static(b"data: tok_abcdefghi")), "data: ");
-    assert_eq!(scrubber.push(Bytes::from_static(b"X\n\n")), "tok_abcdefghiX\n\n");
+    assert_eq!(
+        scrubber.push(Bytes::from_static(b"data: hello\n\n")),
+        "data: hello\n\n"
+    );
+    assert_eq!(
+        scrubber.push(Bytes::from_static(b"data: tok_abcdefghi")),
+        "data: "
+    );
+    assert_eq!(
+        scrubber.push(Bytes::from_static(b"X\n\n")),
+        "tok_abcdefghiX\n\n"
+    );
     assert_eq!(scrubber.push(Bytes::from_static(b"tok_abcdefghij")), "");
-    assert_eq!(scrubber.push(Bytes::from_static(b"klmnop.")), "[scrubbed:key].");
+    assert_eq!(
+        scrubber.push(Bytes::from_static(b"klmnop.")),
+        "[scrubbed:key]."
+    );
     assert_eq!(scrubber.push(Bytes::from_static(b"tok_")), "");
     assert_eq!(scrubber.finish(), "tok_");
 }
@@ -86,7 +106,13 @@ fn only_what_can_still_become_a_secret_is_held_back() {
 #[test]
 fn repeated_and_overlapping_beginnings_do_not_hide_a_secret() {
     let mut scrubber = scrubber(b"aaaaaaaaaaaaab");
-    let text = [b"a".repeat(40), b"b and ".to_vec(), b"a".repeat(13), b"b".to_vec()].concat();
+    let text = [
+        b"a".repeat(40),
+        b"b and ".to_vec(),
+        b"a".repeat(13),
+        b"b".to_vec(),
+    ]
+    .concat();
     let out = in_pieces(&mut scrubber, &text, &[3, 20, 41, 50]);
     assert!(!is_in(b"aaaaaaaaaaaaab", &out));
     assert_eq!(scrubber.hits(), 2);
@@ -95,18 +121,31 @@ fn repeated_and_overlapping_beginnings_do_not_hide_a_secret() {
 #[test]
 fn a_short_secret_is_not_scrubbed_and_an_empty_set_passes_all() {
     let mut scrubber = scrubber(b"short");
-    assert_eq!(scrubber.push(Bytes::from_static(b"a short text")), "a short text");
+    assert_eq!(
+        scrubber.push(Bytes::from_static(b"a short text")),
+        "a short text"
+    );
     let mut nothing = Scrubber::new(&[]);
     assert_eq!(nothing.push(Bytes::from_static(b"anything")), "anything");
 }
 
 #[test]
 fn many_secrets_at_once_are_each_named() {
-    let secrets: Vec<(String, String)> =
-        (0..20).map(|n| (format!("name{n}"), format!("{n:02}-secret/with+special&<chars>-{n}"))).collect();
+    let secrets: Vec<(String, String)> = (0..20)
+        .map(|n| {
+            (
+                format!("name{n}"),
+                format!("{n:02}-secret/with+special&<chars>-{n}"),
+            )
+        })
+        .collect();
     let known: Vec<Known<'_>> = secrets
         .iter()
-        .map(|(name, secret)| Known { name, secret: secret.as_bytes(), basic_username: None })
+        .map(|(name, secret)| Known {
+            name,
+            secret: secret.as_bytes(),
+            basic_username: None,
+        })
         .collect();
     let mut scrubber = Scrubber::new(&known);
     for (name, secret) in &secrets {
@@ -120,7 +159,10 @@ fn a_header_named_after_the_secret_is_dropped_whatever_its_case() {
     let mut scrubber = scrubber(b"Sk-Live-0123456789");
     let mut headers = HeaderMap::new();
     headers.insert("x-sk-live-0123456789", HeaderValue::from_static("1"));
-    headers.insert("x-fine", HeaderValue::from_static("Bearer Sk-Live-0123456789"));
+    headers.insert(
+        "x-fine",
+        HeaderValue::from_static("Bearer Sk-Live-0123456789"),
+    );
     scrubber.headers(&mut headers);
     assert_eq!(headers.len(), 1);
     assert_eq!(headers["x-fine"], "Bearer [scrubbed:key]");
@@ -128,5 +170,15 @@ fn a_header_named_after_the_secret_is_dropped_whatever_its_case() {
 
 #[test]
 fn debug_shows_nothing() {
-    assert_eq!(format!("{:?}", scrubber(b"tok_abcdefghijklmnop")), "Scrubber([redacted])");
+    assert_eq!(
+        format!("{:?}", scrubber(b"tok_abcdefghijklmnop")),
+        "Scrubber([redacted])"
+    );
+}
+
+#[test]
+fn a_byte_that_json_leaves_alone_is_left_alone_beside_one_that_it_escapes() {
+    let mut scrubber = scrubber(b"quote\"delete\x7fend-0123");
+    let out = scrubber.value(b"<quote\\\"delete\x7fend-0123>").unwrap();
+    assert_eq!(out, b"<[scrubbed:key]>");
 }

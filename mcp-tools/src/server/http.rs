@@ -12,7 +12,9 @@ use axum::serve::ListenerExt as _;
 use claviger_vault_protocol::Refusal;
 use http::{HeaderValue, StatusCode, header};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
-use rmcp::transport::streamable_http_server::tower::{StreamableHttpServerConfig, StreamableHttpService};
+use rmcp::transport::streamable_http_server::tower::{
+    StreamableHttpServerConfig, StreamableHttpService,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -58,14 +60,22 @@ pub(crate) async fn serve_sandbox(
     session: String,
     stop: CancellationToken,
 ) {
-    match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
+    match listener
+        .set_nonblocking(true)
+        .and_then(|()| TcpListener::from_std(listener))
+    {
         Ok(listener) => serve(shared, listener, Door::Sandbox { sandbox, session }, stop).await,
         Err(error) => warn!(sandbox, %error, "a sandbox's listener cannot be served"),
     }
 }
 
 /// Serves MCP on a TCP listener until `stop`.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door, stop: CancellationToken) {
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    listener: TcpListener,
+    door: Door,
+    stop: CancellationToken,
+) {
     let local = match listener.local_addr() {
         Ok(local) => local,
         Err(error) => {
@@ -79,11 +89,25 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door
         .with_json_response(true)
         .with_max_request_body_bytes(MAX_BODY_BYTES)
         .with_cancellation_token(stop.child_token())
-        .with_allowed_hosts(["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), local.ip().to_string()]);
+        .with_allowed_hosts([
+            "localhost".to_owned(),
+            "127.0.0.1".to_owned(),
+            "::1".to_owned(),
+            local.ip().to_string(),
+        ]);
     let server = Server::new(Arc::clone(&shared), None);
-    let service =
-        StreamableHttpService::new(move || Ok(server.clone()), Arc::new(LocalSessionManager::default()), config);
-    let front = Front { shared, door, local, keys: Arc::default(), service };
+    let service = StreamableHttpService::new(
+        move || Ok(server.clone()),
+        Arc::new(LocalSessionManager::default()),
+        config,
+    );
+    let front = Front {
+        shared,
+        door,
+        local,
+        keys: Arc::default(),
+        service,
+    };
     let router = Router::new().fallback(answer).with_state(front);
     // Without TCP_NODELAY an answer of two writes waits 40 ms for the peer's acknowledgement.
     let listener = listener.tap_io(|stream| {
@@ -91,7 +115,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door
             debug!(%error, "TCP_NODELAY was not set");
         }
     });
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let serving =
+        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let drained = async {
         stop.cancelled().await;
         tokio::time::sleep(DRAIN).await;
@@ -120,7 +145,11 @@ impl Front {
         let caller = match &self.door {
             Door::Keyed => {
                 origin::check(request.headers(), request.uri(), self.local)?;
-                Caller::Client(self.keys.holder(&self.shared.vault, request.headers()).await?)
+                Caller::Client(
+                    self.keys
+                        .holder(&self.shared.vault, request.headers())
+                        .await?,
+                )
             }
             Door::Sandbox { sandbox, session } => {
                 origin::check(request.headers(), request.uri(), self.local)?;
@@ -131,14 +160,22 @@ impl Front {
                         "no harness of the session's epoch has named this sandbox",
                     ));
                 }
-                Caller::Sandbox { sandbox: sandbox.clone(), session: session.clone() }
+                Caller::Sandbox {
+                    sandbox: sandbox.clone(),
+                    session: session.clone(),
+                }
             }
         };
         let only = match request.uri().path() {
             "/mcp" | "/mcp/" => None,
             path => match path.strip_prefix("/mcp/") {
                 Some(name) if is_name(name) => Some(name.to_owned()),
-                _ => return Err(Refusal::new("not_found", "MCP is at /mcp, one definition of it at /mcp/NAME")),
+                _ => {
+                    return Err(Refusal::new(
+                        "not_found",
+                        "MCP is at /mcp, one definition of it at /mcp/NAME",
+                    ));
+                }
             },
         };
         request.headers_mut().remove(header::AUTHORIZATION);
@@ -154,9 +191,13 @@ fn refused(refusal: &Refusal) -> Response {
         "unauthenticated" => StatusCode::UNAUTHORIZED,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let mut response = (status, axum::Json(serde_json::json!({ "error": refusal }))).into_response();
+    let mut response =
+        (status, axum::Json(serde_json::json!({ "error": refusal }))).into_response();
     if status == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"claviger\""));
+        response.headers_mut().insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static("Bearer realm=\"claviger\""),
+        );
     }
     response
 }

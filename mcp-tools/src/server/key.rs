@@ -25,10 +25,19 @@ pub(super) struct Keys {
 
 impl Keys {
     /// The holder of the request's bearer key.
-    pub(super) async fn holder(&self, vault: &ToolsVault, headers: &HeaderMap) -> Result<Principal, Refusal> {
+    pub(super) async fn holder(
+        &self,
+        vault: &ToolsVault,
+        headers: &HeaderMap,
+    ) -> Result<Principal, Refusal> {
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(value), None) = (given.next(), given.next()) else { return Err(unauthenticated()) };
-        let (scheme, key) = value.as_bytes().split_at_checked(7).ok_or_else(unauthenticated)?;
+        let (Some(value), None) = (given.next(), given.next()) else {
+            return Err(unauthenticated());
+        };
+        let (scheme, key) = value
+            .as_bytes()
+            .split_at_checked(7)
+            .ok_or_else(unauthenticated)?;
         if !scheme.eq_ignore_ascii_case(b"bearer ") || key.is_empty() || key.len() > 512 {
             return Err(unauthenticated());
         }
@@ -39,10 +48,18 @@ impl Keys {
         {
             return Ok(principal.clone());
         }
-        let holder = vault.authenticate_key(&AuthenticateKey { key_hash: hash.clone() }).await;
+        let holder = vault
+            .authenticate_key(&AuthenticateKey {
+                key_hash: hash.clone(),
+            })
+            .await;
         let holder = holder.map_err(from_vault).map_err(|refusal| {
             // Why a key is not good is for the log, not for whoever tries keys.
-            if refusal.code.starts_with("vault_") { refusal } else { unauthenticated() }
+            if refusal.code.starts_with("vault_") {
+                refusal
+            } else {
+                unauthenticated()
+            }
         })?;
         let mut known = self.known();
         known.retain(|_, (_, since)| since.elapsed() < KEPT);
@@ -58,5 +75,9 @@ impl Keys {
 }
 
 fn unauthenticated() -> Refusal {
-    Refusal::new("unauthenticated", "this address needs an API key as a bearer token").with_fix("claviger key create LABEL")
+    Refusal::new(
+        "unauthenticated",
+        "this address needs an API key as a bearer token",
+    )
+    .with_fix("claviger key create LABEL")
 }

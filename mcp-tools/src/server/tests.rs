@@ -40,7 +40,10 @@ fn permit(home: &Path, name: &str, principals: &[&str]) -> Permit {
         tool: name.to_owned(),
         tool_hash: Definition::parse(name, &text).unwrap().hash().to_owned(),
         credential: CredentialId::from("vcrd_tracker"),
-        principals: principals.iter().map(|text| Principal::from((*text).to_owned())).collect(),
+        principals: principals
+            .iter()
+            .map(|text| Principal::from((*text).to_owned()))
+            .collect(),
         methods: Vec::new(),
     }
 }
@@ -49,15 +52,37 @@ fn permit(home: &Path, name: &str, principals: &[&str]) -> Permit {
 async fn scene() -> Scene {
     let upstream = Upstream::answering(|request| {
         if request.contains("\"fail\"") {
-            return format!("HTTP/1.1 422 Unprocessable\r\ncontent-length: {}\r\n\r\nbad key {SECRET}", 8 + SECRET.len()).into_bytes();
+            return format!(
+                "HTTP/1.1 422 Unprocessable\r\ncontent-length: {}\r\n\r\nbad key {SECRET}",
+                8 + SECRET.len()
+            )
+            .into_bytes();
         }
-        let unicode: String = SECRET.chars().enumerate().map(|(n, c)| if n % 2 == 0 { c.to_string() } else { format!("\\u{:04x}", c as u32) }).map(|s| if s == "\"" { "\\\"".into() } else { s }).collect();
-        ok("content-type: application/json\r\n", format!("{{\"id\":7,\"echo\":\"{unicode}\",\"nested\":[\"{unicode}\"]}}"))
+        let unicode: String = SECRET
+            .chars()
+            .enumerate()
+            .map(|(n, c)| {
+                if n % 2 == 0 {
+                    c.to_string()
+                } else {
+                    format!("\\u{:04x}", c as u32)
+                }
+            })
+            .map(|s| if s == "\"" { "\\\"".into() } else { s })
+            .collect();
+        ok(
+            "content-type: application/json\r\n",
+            format!("{{\"id\":7,\"echo\":\"{unicode}\",\"nested\":[\"{unicode}\"]}}"),
+        )
     })
     .await;
     let home = tempfile::tempdir().unwrap();
     for name in ["tracker", "other"] {
-        std::fs::write(home.path().join(format!("{name}.toml")), definition(name, &upstream)).unwrap();
+        std::fs::write(
+            home.path().join(format!("{name}.toml")),
+            definition(name, &upstream),
+        )
+        .unwrap();
     }
     let vault = FakeVault::new();
     let uid = rustix::process::getuid().as_raw();
@@ -65,23 +90,43 @@ async fn scene() -> Scene {
     let principals: Vec<&str> = principals.iter().map(String::as_str).collect();
     {
         let mut seen = vault.seen();
-        seen.permits = vec![permit(home.path(), "tracker", &principals), permit(home.path(), "other", &principals)];
+        seen.permits = vec![
+            permit(home.path(), "tracker", &principals),
+            permit(home.path(), "other", &principals),
+        ];
         seen.seat_credentials = vec![("tracker".into(), SECRET.into(), bearer(upstream.address))];
     }
     let shared = shared_in(&vault, home.path()).await;
-    Scene { home, vault, shared, upstream, stop: CancellationToken::new() }
+    Scene {
+        home,
+        vault,
+        shared,
+        upstream,
+        stop: CancellationToken::new(),
+    }
 }
 
 impl Scene {
     async fn http(&self, door: Door) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(super::http::serve(Arc::clone(&self.shared), listener, door, self.stop.clone()));
+        tokio::spawn(http::serve(
+            Arc::clone(&self.shared),
+            listener,
+            door,
+            self.stop.clone(),
+        ));
         port
     }
 
     fn open_session(&self, epoch: u64) -> claviger_vault_protocol::Opening {
-        let envelope = self.vault.grant("sesn_1", epoch, "tracker", SECRET, bearer(self.upstream.address));
+        let envelope = self.vault.grant(
+            "sesn_1",
+            epoch,
+            "tracker",
+            SECRET,
+            bearer(self.upstream.address),
+        );
         self.vault.opening("sesn_1", epoch, vec![envelope])
     }
 
@@ -93,7 +138,7 @@ impl Scene {
         let stop = self.stop.clone();
         tokio::spawn(async move {
             let _sender = sender;
-            wire::serve(verbs, theirs, stop).await
+            Box::pin(wire::serve(verbs, theirs, stop)).await
         });
         let (link, driver) = Link::new("tools", links, None);
         tokio::spawn(driver);
@@ -104,14 +149,20 @@ impl Scene {
 /// One HTTP exchange; answers status and the whole answer.
 async fn exchange(port: u16, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let mut request = format!("POST {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
-    stream.write_all(format!("{request}\r\n{body}").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("{request}\r\n{body}").as_bytes())
+        .await
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    (answer[9..12].parse().unwrap(), answer)
+    (answer.get(9..12).unwrap().parse().unwrap(), answer)
 }
 
 async fn post(port: u16, path: &str, extra: &[(&str, &str)], body: Value) -> (u16, String) {
@@ -147,17 +198,35 @@ async fn http_without_a_good_key_is_401_and_says_how() {
     let scene = scene().await;
     let port = scene.http(Door::Keyed).await;
     let with_space = format!("Bearer {API_KEY} x");
-    for authorization in [None, Some("Bearer wrong"), Some("Basic dTpw"), Some("Bearer "), Some(API_KEY), Some(with_space.as_str())] {
-        let extra: Vec<(&str, &str)> = authorization.map(|value| ("authorization", value)).into_iter().collect();
+    for authorization in [
+        None,
+        Some("Bearer wrong"),
+        Some("Basic dTpw"),
+        Some("Bearer "),
+        Some(API_KEY),
+        Some(with_space.as_str()),
+    ] {
+        let extra: Vec<(&str, &str)> = authorization
+            .map(|value| ("authorization", value))
+            .into_iter()
+            .collect();
         let (status, answer) = post(port, "/mcp", &extra, list()).await;
         assert_eq!(status, 401, "{authorization:?}");
         assert!(answer.to_lowercase().contains("www-authenticate: bearer"));
         assert!(answer.contains("\"code\":\"unauthenticated\""));
     }
     let key = key();
-    let twice = [("authorization", key.as_str()), ("authorization", "Bearer other")];
+    let twice = [
+        ("authorization", key.as_str()),
+        ("authorization", "Bearer other"),
+    ];
     assert_eq!(post(port, "/mcp", &twice, list()).await.0, 401);
-    assert_eq!(post(port, "/mcp", &[("authorization", &key)], list()).await.0, 200);
+    assert_eq!(
+        post(port, "/mcp", &[("authorization", &key)], list())
+            .await
+            .0,
+        200
+    );
 }
 
 #[tokio::test]
@@ -167,14 +236,44 @@ async fn http_from_a_foreign_host_or_page_is_403_even_with_a_key() {
     let key = key();
     let evil_host = [("host", "evil.example"), ("authorization", key.as_str())];
     assert_eq!(exchange(port, "/mcp", &evil_host, "{}").await.0, 403);
-    for (name, value) in [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
-        let (status, _) = post(port, "/mcp", &[("authorization", &key), (name, value)], list()).await;
+    for (name, value) in [
+        ("origin", "http://evil.example"),
+        ("origin", "null"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        let (status, _) = post(
+            port,
+            "/mcp",
+            &[("authorization", &key), (name, value)],
+            list(),
+        )
+        .await;
         assert_eq!(status, 403, "{value}");
     }
     let ours = format!("http://127.0.0.1:{port}");
-    assert_eq!(post(port, "/mcp", &[("authorization", &key), ("origin", &ours)], list()).await.0, 200);
-    assert_eq!(post(port, "/elsewhere", &[("authorization", &key)], list()).await.0, 404);
-    assert_eq!(post(port, "/mcp/../x", &[("authorization", &key)], list()).await.0, 404);
+    assert_eq!(
+        post(
+            port,
+            "/mcp",
+            &[("authorization", &key), ("origin", &ours)],
+            list()
+        )
+        .await
+        .0,
+        200
+    );
+    assert_eq!(
+        post(port, "/elsewhere", &[("authorization", &key)], list())
+            .await
+            .0,
+        404
+    );
+    assert_eq!(
+        post(port, "/mcp/../x", &[("authorization", &key)], list())
+            .await
+            .0,
+        404
+    );
 }
 
 #[tokio::test]
@@ -182,10 +281,22 @@ async fn a_key_is_asked_for_once_a_moment_and_never_sent_on() {
     let scene = scene().await;
     let port = scene.http(Door::Keyed).await;
     for _ in 0..3 {
-        post(port, "/mcp", &[("authorization", &key())], call_of("tracker_list", json!({}))).await;
+        post(
+            port,
+            "/mcp",
+            &[("authorization", &key())],
+            call_of("tracker_list", json!({})),
+        )
+        .await;
     }
     assert_eq!(scene.vault.seen().keys_asked, 1);
-    assert!(scene.upstream.requests().iter().all(|request| !request.contains(API_KEY)));
+    assert!(
+        scene
+            .upstream
+            .requests()
+            .iter()
+            .all(|request| !request.contains(API_KEY))
+    );
 }
 
 #[tokio::test]
@@ -195,27 +306,47 @@ async fn a_direct_client_lists_and_calls_over_http_and_the_key_does_not_come_bac
     let key = key();
     let (status, answer) = post(port, "/mcp", &[("authorization", &key)], list()).await;
     assert_eq!(status, 200, "{answer}");
-    let at: Vec<usize> = ["other_create", "other_list", "tracker_create", "tracker_list"]
-        .iter()
-        .map(|name| answer.find(&format!("\"name\":\"{name}\"")).unwrap())
-        .collect();
+    let at: Vec<usize> = [
+        "other_create",
+        "other_list",
+        "tracker_create",
+        "tracker_list",
+    ]
+    .iter()
+    .map(|name| answer.find(&format!("\"name\":\"{name}\"")).unwrap())
+    .collect();
     assert!(at.is_sorted());
     assert!(answer.contains("\"readOnlyHint\":true"));
-    for (tool, arguments) in
-        [("tracker_list", json!({})), ("tracker_create", json!({"title": "x"})), ("tracker_create", json!({"title": "fail"}))]
-    {
-        let (status, answer) = post(port, "/mcp", &[("authorization", &key)], call_of(tool, arguments)).await;
+    for (tool, arguments) in [
+        ("tracker_list", json!({})),
+        ("tracker_create", json!({"title": "x"})),
+        ("tracker_create", json!({"title": "fail"})),
+    ] {
+        let (status, answer) = post(
+            port,
+            "/mcp",
+            &[("authorization", &key)],
+            call_of(tool, arguments),
+        )
+        .await;
         assert_eq!(status, 200);
         assert!(answer.contains("[scrubbed:tracker]"), "{answer}");
         assert_eq!(leaks(answer.as_bytes()), Vec::<&str>::new(), "{answer}");
-        assert!(!answer.contains("\\\\u006b"), "letter-by-letter escapes are decoded and scrubbed: {answer}");
+        assert!(
+            !answer.contains("\\\\u006b"),
+            "letter-by-letter escapes are decoded and scrubbed: {answer}"
+        );
     }
     assert_eq!(scene.upstream.requests().len(), 3);
     // One seat served all calls, for the key's holder.
     let seen = scene.vault.seen();
     assert_eq!(seen.seats.len(), 1);
     assert_eq!(seen.seats[0].principal.as_str(), "key:key_test");
-    assert!(seen.asked.iter().all(|ask| ask.tool == "tracker" && ask.tool_hash.len() == 64));
+    assert!(
+        seen.asked
+            .iter()
+            .all(|ask| ask.tool == "tracker" && ask.tool_hash.len() == 64)
+    );
 }
 
 #[tokio::test]
@@ -224,8 +355,17 @@ async fn an_address_with_a_name_offers_that_definition_alone() {
     let port = scene.http(Door::Keyed).await;
     let key = key();
     let (_, answer) = post(port, "/mcp/other", &[("authorization", &key)], list()).await;
-    assert!(answer.contains("other_list") && !answer.contains("tracker_list"), "{answer}");
-    let (_, answer) = post(port, "/mcp/other", &[("authorization", &key)], call_of("tracker_list", json!({}))).await;
+    assert!(
+        answer.contains("other_list") && !answer.contains("tracker_list"),
+        "{answer}"
+    );
+    let (_, answer) = post(
+        port,
+        "/mcp/other",
+        &[("authorization", &key)],
+        call_of("tracker_list", json!({})),
+    )
+    .await;
     assert!(answer.contains("tool_not_found"), "{answer}");
     assert_eq!(scene.upstream.connections(), 0);
 }
@@ -237,7 +377,10 @@ async fn only_permitted_and_unchanged_definitions_are_listed() {
     let key = key();
     scene.vault.seen().permits[1].principals = vec![Principal::operator(4242)];
     let (_, answer) = post(port, "/mcp", &[("authorization", &key)], list()).await;
-    assert!(answer.contains("tracker_list") && !answer.contains("other_list"), "{answer}");
+    assert!(
+        answer.contains("tracker_list") && !answer.contains("other_list"),
+        "{answer}"
+    );
     let path = scene.home.path().join("tracker.toml");
     let changed = std::fs::read_to_string(&path).unwrap() + "# changed\n";
     std::fs::write(&path, changed).unwrap();
@@ -250,9 +393,18 @@ async fn a_denied_call_is_a_tool_error_with_code_and_nothing_was_dialed() {
     let scene = scene().await;
     let port = scene.http(Door::Keyed).await;
     scene.vault.seen().deny = Some("principal_not_permitted");
-    let (status, answer) = post(port, "/mcp", &[("authorization", &key())], call_of("tracker_list", json!({}))).await;
+    let (status, answer) = post(
+        port,
+        "/mcp",
+        &[("authorization", &key())],
+        call_of("tracker_list", json!({})),
+    )
+    .await;
     assert_eq!(status, 200);
-    assert!(answer.contains("\"isError\":true") && answer.contains("principal_not_permitted"), "{answer}");
+    assert!(
+        answer.contains("\"isError\":true") && answer.contains("principal_not_permitted"),
+        "{answer}"
+    );
     assert_eq!(scene.upstream.connections(), 0);
 }
 
@@ -263,28 +415,71 @@ async fn a_seat_that_the_vault_voided_is_opened_again_once() {
     let first = scene.shared.openings.seat(&principal, "a").await.unwrap();
     scene.vault.seen().deny = Some("opening_void");
     let (definition, operation) = call::find(&scene.shared, "tracker_list").await.unwrap();
-    let refusal = call::call_from_seat(&scene.shared, &principal, "a", &definition, &operation, &json!({})).await.unwrap_err();
+    let refusal = call::call_from_seat(
+        &scene.shared,
+        &principal,
+        "a",
+        &definition,
+        &operation,
+        &json!({}),
+    )
+    .await
+    .unwrap_err();
     assert_eq!(refusal.code, "opening_void");
     {
         let seen = scene.vault.seen();
-        assert_eq!((seen.seats.len(), seen.ended.len(), seen.asked.len()), (2, 1, 2));
+        assert_eq!(
+            (seen.seats.len(), seen.ended.len(), seen.asked.len()),
+            (2, 1, 2)
+        );
     }
     scene.vault.seen().deny = None;
-    call::call_from_seat(&scene.shared, &principal, "a", &definition, &operation, &json!({})).await.unwrap();
-    assert_ne!(scene.shared.openings.seat(&principal, "a").await.unwrap().session, first.session);
+    call::call_from_seat(
+        &scene.shared,
+        &principal,
+        "a",
+        &definition,
+        &operation,
+        &json!({}),
+    )
+    .await
+    .unwrap();
+    assert_ne!(
+        scene
+            .shared
+            .openings
+            .seat(&principal, "a")
+            .await
+            .unwrap()
+            .session,
+        first.session
+    );
 }
 
 #[tokio::test]
 async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools() {
     let scene = scene().await;
-    let door = Door::Sandbox { sandbox: "sbx_1".into(), session: "sesn_1".into() };
+    let door = Door::Sandbox {
+        sandbox: "sbx_1".into(),
+        session: "sesn_1".into(),
+    };
     let port = scene.http(door).await;
-    let foreign = scene.http(Door::Sandbox { sandbox: "sbx_1".into(), session: "sesn_2".into() }).await;
+    let foreign = scene
+        .http(Door::Sandbox {
+            sandbox: "sbx_1".into(),
+            session: "sesn_2".into(),
+        })
+        .await;
     let (status, answer) = post(port, "/mcp", &[], list()).await;
     assert_eq!((status, answer.contains("sandbox_not_named")), (503, true));
 
     let harness = scene.harness().await;
-    harness.present(&Present { opening: scene.open_session(1) }).await.unwrap();
+    harness
+        .present(&Present {
+            opening: scene.open_session(1),
+        })
+        .await
+        .unwrap();
     let name = |epoch| NameSandbox {
         session: "sesn_1".into(),
         epoch,
@@ -294,17 +489,37 @@ async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools(
     harness.name_sandbox(&name(1)).await.unwrap();
     let (status, answer) = post(port, "/mcp", &[], list()).await;
     assert_eq!(status, 200);
-    assert!(answer.contains("tracker_list") && !answer.contains("tracker_create"), "{answer}");
+    assert!(
+        answer.contains("tracker_list") && !answer.contains("tracker_create"),
+        "{answer}"
+    );
     let (_, answer) = post(port, "/mcp", &[], call_of("tracker_list", json!({}))).await;
-    assert!(answer.contains("[scrubbed:tracker]") && leaks(answer.as_bytes()).is_empty(), "{answer}");
-    let (_, answer) = post(port, "/mcp", &[], call_of("tracker_create", json!({"title": "x"}))).await;
+    assert!(
+        answer.contains("[scrubbed:tracker]") && leaks(answer.as_bytes()).is_empty(),
+        "{answer}"
+    );
+    let (_, answer) = post(
+        port,
+        "/mcp",
+        &[],
+        call_of("tracker_create", json!({"title": "x"})),
+    )
+    .await;
     assert!(answer.contains("tool_not_always_allowed"), "{answer}");
     assert_eq!(scene.upstream.requests().len(), 1);
-    assert_eq!(scene.vault.seen().reports[0].reason, "tool_not_always_allowed");
+    assert_eq!(
+        scene.vault.seen().reports[0].reason,
+        "tool_not_always_allowed"
+    );
     // The listener was attached for another session than the one that named it.
     assert_eq!(post(foreign, "/mcp", &[], list()).await.0, 503);
     // A new epoch must name its sandboxes anew.
-    harness.present(&Present { opening: scene.open_session(2) }).await.unwrap();
+    harness
+        .present(&Present {
+            opening: scene.open_session(2),
+        })
+        .await
+        .unwrap();
     assert_eq!(post(port, "/mcp", &[], list()).await.0, 503);
     harness.name_sandbox(&name(2)).await.unwrap();
     assert_eq!(post(port, "/mcp", &[], list()).await.0, 200);
@@ -315,7 +530,12 @@ async fn a_harness_presents_lists_and_calls_and_the_key_does_not_come_back() {
     let scene = scene().await;
     let harness = scene.harness().await;
     let opening = scene.open_session(3);
-    let at = harness.present(&Present { opening: opening.clone() }).await.unwrap();
+    let at = harness
+        .present(&Present {
+            opening: opening.clone(),
+        })
+        .await
+        .unwrap();
     assert_eq!(harness.present(&Present { opening }).await.unwrap(), at);
     assert_eq!(scene.vault.seen().accepted, 1);
     let tools = harness.list_tools(&at).await.unwrap().tools;
@@ -327,20 +547,38 @@ async fn a_harness_presents_lists_and_calls_and_the_key_does_not_come_back() {
         tool: tool.into(),
         arguments,
     };
-    let called = harness.call(&call("tracker_create", json!({"title": "x"}))).await.unwrap();
+    let called = harness
+        .call(&call("tracker_create", json!({"title": "x"})))
+        .await
+        .unwrap();
     let text = serde_json::to_string(&called).unwrap();
-    assert!(!called.is_error && text.contains("[scrubbed:tracker]") && leaks(text.as_bytes()).is_empty(), "{text}");
-    let called = harness.call(&call("tracker_create", json!({"title": "fail"}))).await.unwrap();
+    assert!(
+        !called.is_error
+            && text.contains("[scrubbed:tracker]")
+            && leaks(text.as_bytes()).is_empty(),
+        "{text}"
+    );
+    let called = harness
+        .call(&call("tracker_create", json!({"title": "fail"})))
+        .await
+        .unwrap();
     let text = serde_json::to_string(&called).unwrap();
-    assert!(called.is_error && text.contains("HTTP 422") && leaks(text.as_bytes()).is_empty(), "{text}");
-    for (tool, arguments, code) in
-        [("tracker_none", json!({}), "tool_not_found"), ("tracker_create", json!({}), "arguments_invalid")]
-    {
+    assert!(
+        called.is_error && text.contains("HTTP 422") && leaks(text.as_bytes()).is_empty(),
+        "{text}"
+    );
+    for (tool, arguments, code) in [
+        ("tracker_none", json!({}), "tool_not_found"),
+        ("tracker_create", json!({}), "arguments_invalid"),
+    ] {
         let called = harness.call(&call(tool, arguments)).await.unwrap();
         assert!(called.is_error && called.content[0].to_string().contains(code));
     }
     scene.vault.seen().deny = Some("vault_sealed");
-    let error = harness.call(&call("tracker_list", json!({}))).await.unwrap_err();
+    let error = harness
+        .call(&call("tracker_list", json!({})))
+        .await
+        .unwrap_err();
     assert_eq!(refused(&error), "vault_sealed");
 }
 
@@ -349,18 +587,54 @@ async fn a_connection_acts_only_for_what_was_presented_over_it_at_the_newest_epo
     let scene = scene().await;
     let (one, two) = (scene.harness().await, scene.harness().await);
     let opening = scene.open_session(3);
-    let at = one.present(&Present { opening: opening.clone() }).await.unwrap();
-    assert_eq!(refused(&two.list_tools(&at).await.unwrap_err()), "opening_not_accepted");
-    assert_eq!(refused(&two.withdraw(&at).await.unwrap_err()), "opening_not_accepted");
+    let at = one
+        .present(&Present {
+            opening: opening.clone(),
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        refused(&two.list_tools(&at).await.unwrap_err()),
+        "opening_not_accepted"
+    );
+    assert_eq!(
+        refused(&two.withdraw(&at).await.unwrap_err()),
+        "opening_not_accepted"
+    );
     let mut forged = opening;
     forged.opening = claviger_vault_protocol::OpeningId::random();
-    assert_eq!(refused(&two.present(&Present { opening: forged }).await.unwrap_err()), "opening_not_found");
-    two.present(&Present { opening: scene.open_session(4) }).await.unwrap();
-    assert_eq!(refused(&one.list_tools(&at).await.unwrap_err()), "epoch_stale");
-    assert_eq!(refused(&one.present(&Present { opening: scene.open_session(3) }).await.unwrap_err()), "epoch_stale");
-    let newer = At { session: "sesn_1".into(), epoch: 4 };
+    assert_eq!(
+        refused(&two.present(&Present { opening: forged }).await.unwrap_err()),
+        "opening_not_found"
+    );
+    two.present(&Present {
+        opening: scene.open_session(4),
+    })
+    .await
+    .unwrap();
+    assert_eq!(
+        refused(&one.list_tools(&at).await.unwrap_err()),
+        "epoch_stale"
+    );
+    assert_eq!(
+        refused(
+            &one.present(&Present {
+                opening: scene.open_session(3)
+            })
+            .await
+            .unwrap_err()
+        ),
+        "epoch_stale"
+    );
+    let newer = At {
+        session: "sesn_1".into(),
+        epoch: 4,
+    };
     two.withdraw(&newer).await.unwrap();
-    assert_eq!(refused(&two.list_tools(&newer).await.unwrap_err()), "opening_not_accepted");
+    assert_eq!(
+        refused(&two.list_tools(&newer).await.unwrap_err()),
+        "opening_not_accepted"
+    );
 }
 
 #[tokio::test]
@@ -371,20 +645,42 @@ async fn mcp_sock_serves_operators_in_both_eras_and_turns_others_away() {
     let serve = |name: &str, operators: Vec<u32>| {
         let path = directory.path().join(name);
         let listener = UnixListener::bind(&path).unwrap();
-        tokio::spawn(serve_unix(Arc::clone(&scene.shared), listener, operators, scene.stop.clone()));
+        tokio::spawn(serve_unix(
+            Arc::clone(&scene.shared),
+            listener,
+            operators,
+            scene.stop.clone(),
+        ));
         path
     };
     let ours = serve("mcp.sock", vec![uid]);
     let others = serve("others.sock", vec![uid + 1]);
 
     let running = ().serve(UnixStream::connect(&ours).await.unwrap().into_split()).await.unwrap();
-    assert!(running.peer_info().unwrap().instructions.as_ref().unwrap().contains("never see a key"));
+    assert!(
+        running
+            .peer_info()
+            .unwrap()
+            .instructions
+            .as_ref()
+            .unwrap()
+            .contains("never see a key")
+    );
     let tools = running.list_all_tools().await.unwrap();
     assert_eq!(tools.len(), 4);
-    let result = running.call_tool(CallToolRequestParams::new("tracker_list")).await.unwrap();
+    let result = running
+        .call_tool(CallToolRequestParams::new("tracker_list"))
+        .await
+        .unwrap();
     let text = serde_json::to_string(&result).unwrap();
-    assert!(text.contains("[scrubbed:tracker]") && leaks(text.as_bytes()).is_empty(), "{text}");
-    assert_eq!(scene.vault.seen().seats[0].principal, Principal::operator(uid));
+    assert!(
+        text.contains("[scrubbed:tracker]") && leaks(text.as_bytes()).is_empty(),
+        "{text}"
+    );
+    assert_eq!(
+        scene.vault.seen().seats[0].principal,
+        Principal::operator(uid)
+    );
 
     // The modern era needs no handshake: one line in, one line out.
     let mut stream = UnixStream::connect(&ours).await.unwrap();
@@ -394,10 +690,18 @@ async fn mcp_sock_serves_operators_in_both_eras_and_turns_others_away() {
         "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
     });
     let ask = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}});
-    stream.write_all(format!("{ask}\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("{ask}\n").as_bytes())
+        .await
+        .unwrap();
     let mut line = String::new();
-    tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(&mut stream), &mut line).await.unwrap();
-    assert!(line.contains("tracker_list") && line.contains("\"cacheScope\":\"private\""), "{line}");
+    tokio::io::AsyncBufReadExt::read_line(&mut tokio::io::BufReader::new(&mut stream), &mut line)
+        .await
+        .unwrap();
+    assert!(
+        line.contains("tracker_list") && line.contains("\"cacheScope\":\"private\""),
+        "{line}"
+    );
 
     let mut stream = UnixStream::connect(&others).await.unwrap();
     let mut nothing = Vec::new();

@@ -79,9 +79,14 @@ fn scrub_strings(value: Value, scrubber: &mut Scrubber) -> Value {
     };
     match value {
         Value::String(string) => Value::String(text(string, scrubber)),
-        Value::Array(items) => items.into_iter().map(|item| scrub_strings(item, scrubber)).collect(),
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| scrub_strings(item, scrubber))
+            .collect(),
         Value::Object(map) => {
-            let pairs = map.into_iter().map(|(key, item)| (text(key, scrubber), scrub_strings(item, scrubber)));
+            let pairs = map
+                .into_iter()
+                .map(|(key, item)| (text(key, scrubber), scrub_strings(item, scrubber)));
             Value::Object(pairs.collect())
         }
         other => other,
@@ -110,7 +115,11 @@ impl Answer {
                 break;
             }
         }
-        Ok(Collected { bytes: all.freeze(), is_truncated, scrubber: self.body.scrubber })
+        Ok(Collected {
+            bytes: all.freeze(),
+            is_truncated,
+            scrubber: self.body.scrubber,
+        })
     }
 }
 
@@ -142,9 +151,16 @@ pub(super) async fn begin(
         record.status = UseStatus::Ok;
         record.http_status = status.as_u16();
     });
-    let is_encoded = headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
-        !value.as_bytes().trim_ascii().is_empty() && !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")
-    });
+    let is_encoded = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|value| {
+            !value.as_bytes().trim_ascii().is_empty()
+                && !value
+                    .as_bytes()
+                    .trim_ascii()
+                    .eq_ignore_ascii_case(b"identity")
+        });
     if is_encoded {
         outcome.note(|record| record.reason = Some("encoding_not_supported".to_owned()));
         outcome.settle().await;
@@ -159,7 +175,11 @@ pub(super) async fn begin(
     scrubber.headers(&mut headers);
     let scrubber = Arc::new(Mutex::new(scrubber));
     let pieces = stream(body, Arc::clone(&scrubber), connection, outcome, limits).boxed();
-    Ok(Answer { status, headers, body: AnswerBody { pieces, scrubber } })
+    Ok(Answer {
+        status,
+        headers,
+        body: AnswerBody { pieces, scrubber },
+    })
 }
 
 struct Flow {
@@ -191,7 +211,8 @@ impl Flow {
     async fn end(&mut self, reason: Option<&str>) {
         self.is_done = true;
         if let Some(reason) = reason {
-            self.outcome.note(|record| record.reason = Some(reason.to_owned()));
+            self.outcome
+                .note(|record| record.reason = Some(reason.to_owned()));
         }
         self.outcome.settle().await;
         self.connection.abort();
@@ -205,7 +226,15 @@ fn stream(
     outcome: Outcome,
     limits: Limits,
 ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
-    let flow = Flow { body, scrubber, outcome, bytes: 0, idle: limits.idle, connection, is_done: false };
+    let flow = Flow {
+        body,
+        scrubber,
+        outcome,
+        bytes: 0,
+        idle: limits.idle,
+        connection,
+        is_done: false,
+    };
     futures_util::stream::unfold(flow, |mut flow| async move {
         loop {
             if flow.is_done {

@@ -2,17 +2,13 @@
 
 use bytes::Bytes;
 use claviger_vault_protocol::Destination;
-use futures_util::StreamExt as _;
-use futures_util::stream::BoxStream;
 use http::{HeaderMap, Method};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::Frame;
+use http_body_util::Full;
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
 /// What hyper sends.
-pub(super) type OutgoingBody = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(super) type OutgoingBody = Full<Bytes>;
 
 /// A request without its credential.
 pub(crate) struct Request {
@@ -28,28 +24,36 @@ pub(crate) struct Request {
 
 /// A request's body.
 pub(crate) enum Payload {
-    /// All of it; none sends no body.
+    /// None.
+    Empty,
+    /// All of it.
     Full(Bytes),
-    /// Piece by piece; its digest cannot cover it.
-    Stream(BoxStream<'static, Result<Bytes, std::io::Error>>),
 }
 
 impl Payload {
-    /// No body.
-    pub(crate) fn empty() -> Self {
-        Self::Full(Bytes::new())
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Full(bytes) => bytes,
+        }
     }
 
     pub(super) fn into_body(self) -> OutgoingBody {
         match self {
-            Self::Full(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed_unsync(),
-            Self::Stream(stream) => StreamBody::new(stream.map(|piece| piece.map(Frame::data))).boxed_unsync(),
+            Self::Empty => Full::default(),
+            Self::Full(bytes) => Full::new(bytes),
         }
     }
 }
 
 /// Hex SHA-256 of the canonical request: every part with its length, headers sorted.
-pub(super) fn digest(method: &Method, to: &Destination, url: &Url, headers: &HeaderMap, body: &Payload) -> String {
+pub(super) fn digest(
+    method: &Method,
+    to: &Destination,
+    url: &Url,
+    headers: &HeaderMap,
+    body: &Payload,
+) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -60,20 +64,17 @@ pub(super) fn digest(method: &Method, to: &Destination, url: &Url, headers: &Hea
     part(to.origin().as_bytes());
     part(url.path().as_bytes());
     part(url.query().unwrap_or_default().as_bytes());
-    let mut lines: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let mut lines: Vec<(&str, &[u8])> = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
     lines.sort_unstable();
     part(&(lines.len() as u64).to_be_bytes());
     for (name, value) in lines {
         part(name.as_bytes());
         part(value);
     }
-    match body {
-        Payload::Full(bytes) => {
-            part(b"full");
-            part(bytes);
-        }
-        Payload::Stream(_) => part(b"stream"),
-    }
+    part(body.bytes());
     hex::encode(hash.finalize())
 }
 
@@ -82,7 +83,10 @@ pub(super) fn digest(method: &Method, to: &Destination, url: &Url, headers: &Hea
 pub(crate) fn is_plain_path(path: &str) -> bool {
     let mut text = path.as_bytes().to_vec();
     for _ in 0..4 {
-        if text.split(|byte| matches!(byte, b'/' | b'\\')).any(|part| matches!(part, b"." | b"..")) {
+        if text
+            .split(|byte| matches!(byte, b'/' | b'\\'))
+            .any(|part| matches!(part, b"." | b".."))
+        {
             return false;
         }
         let decoded: Vec<u8> = percent_encoding::percent_decode(&text).collect();

@@ -15,7 +15,11 @@ use crate::spend::{Answer, Payload, Request, is_plain_path};
 pub(crate) const MAX_RESULT_BYTES: usize = 256 * 1024;
 
 /// Everything but RFC 3986's unreserved characters is escaped, '/' too.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// What a tool gives back.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,10 +33,20 @@ pub(crate) struct Outcome {
 }
 
 /// Makes the request of one call out of checked arguments.
-pub(crate) fn request(definition: &Definition, operation: &Operation, arguments: &Value) -> Result<Request, Refusal> {
-    let arguments = arguments.as_object().ok_or_else(|| invalid("expected an object"))?;
+pub(crate) fn request(
+    definition: &Definition,
+    operation: &Operation,
+    arguments: &Value,
+) -> Result<Request, Refusal> {
+    let arguments = arguments
+        .as_object()
+        .ok_or_else(|| invalid("expected an object"))?;
     for name in arguments.keys() {
-        if !operation.parameters.iter().any(|parameter| parameter.name == *name) {
+        if !operation
+            .parameters
+            .iter()
+            .any(|parameter| parameter.name == *name)
+        {
             return Err(invalid(format!("there is no parameter '{}'", shown(name))));
         }
     }
@@ -41,14 +55,21 @@ pub(crate) fn request(definition: &Definition, operation: &Operation, arguments:
     let mut query: Vec<(&str, String)> = Vec::new();
     let mut body = Map::new();
     for parameter in &operation.parameters {
-        let Some(value) = arguments.get(&parameter.name).filter(|value| !value.is_null() || parameter.is_required) else {
+        let Some(value) = arguments
+            .get(&parameter.name)
+            .filter(|value| !value.is_null() || parameter.is_required)
+        else {
             if parameter.is_required {
                 return Err(invalid(format!("'{}' is required", parameter.name)));
             }
             continue;
         };
         if !parameter.value_type.admits(value) {
-            return Err(invalid(format!("'{}' must be of type {}", parameter.name, parameter.value_type.as_str())));
+            return Err(invalid(format!(
+                "'{}' must be of type {}",
+                parameter.name,
+                parameter.value_type.as_str()
+            )));
         }
         match parameter.place {
             Place::Body => {
@@ -63,22 +84,43 @@ pub(crate) fn request(definition: &Definition, operation: &Operation, arguments:
             }
             Place::Path => put_segment(&mut path, parameter, &plain(value))?,
             Place::Query => match value.as_array() {
-                Some(items) => query.extend(items.iter().map(|item| (parameter.name.as_str(), plain(item)))),
+                Some(items) => query.extend(
+                    items
+                        .iter()
+                        .map(|item| (parameter.name.as_str(), plain(item))),
+                ),
                 None => query.push((parameter.name.as_str(), plain(value))),
             },
         }
     }
-    headers.insert(header::ACCEPT, HeaderValue::from_static("application/json, text/*;q=0.9, */*;q=0.8"));
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("claviger/", env!("CARGO_PKG_VERSION"))));
-    let has_body = operation.parameters.iter().any(|parameter| parameter.place == Place::Body);
+    headers.insert(
+        header::ACCEPT,
+        HeaderValue::from_static("application/json, text/*;q=0.9, */*;q=0.8"),
+    );
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(concat!("claviger/", env!("CARGO_PKG_VERSION"))),
+    );
+    let has_body = operation
+        .parameters
+        .iter()
+        .any(|parameter| parameter.place == Place::Body);
     let body = if has_body && !matches!(operation.method, Method::GET | Method::HEAD) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         Payload::Full(Bytes::from(Value::Object(body).to_string()))
     } else {
-        Payload::empty()
+        Payload::Empty
     };
     let url = address(definition.base_url(), &path.join("/"), &query)?;
-    Ok(Request { method: operation.method.clone(), url, headers, body })
+    Ok(Request {
+        method: operation.method.clone(),
+        url,
+        headers,
+        body,
+    })
 }
 
 /// Reads an answer into what the model gets.
@@ -91,7 +133,10 @@ pub(crate) async fn outcome(answer: Answer) -> Result<Outcome, Refusal> {
         .unwrap_or_default()
         .to_ascii_lowercase();
     let collected = answer.collect(MAX_RESULT_BYTES).await.map_err(|error| {
-        Refusal::new("upstream_cut", format!("{error}; what was asked for may or may not have been done"))
+        Refusal::new(
+            "upstream_cut",
+            format!("{error}; what was asked for may or may not have been done"),
+        )
     })?;
     let is_error = status.is_client_error() || status.is_server_error();
     let is_json = media.is_empty() || media.contains("json");
@@ -104,19 +149,38 @@ pub(crate) async fn outcome(answer: Answer) -> Result<Outcome, Refusal> {
             Err(error) if collected.is_truncated && error.error_len().is_none() => {
                 String::from_utf8_lossy(&collected.bytes[..error.valid_up_to()]).into_owned()
             }
-            Err(_) => format!("[{} bytes that are no text, of type '{}', not shown]", collected.bytes.len(), shown(&media)),
+            Err(_) => format!(
+                "[{} bytes that are no text, of type '{}', not shown]",
+                collected.bytes.len(),
+                shown(&media)
+            ),
         },
     };
     if is_error || status.is_redirection() || text.is_empty() {
         let line = format!("HTTP {}", status.as_u16());
-        let reason = status.canonical_reason().map(|reason| format!(" {reason}")).unwrap_or_default();
-        let note = if status.is_redirection() { " (redirects are not followed with a credential)" } else { "" };
-        text = if text.is_empty() { format!("{line}{reason}{note}") } else { format!("{line}{reason}{note}\n{text}") };
+        let reason = status
+            .canonical_reason()
+            .map(|reason| format!(" {reason}"))
+            .unwrap_or_default();
+        let note = if status.is_redirection() {
+            " (redirects are not followed with a credential)"
+        } else {
+            ""
+        };
+        text = if text.is_empty() {
+            format!("{line}{reason}{note}")
+        } else {
+            format!("{line}{reason}{note}\n{text}")
+        };
     }
     if collected.is_truncated {
         text.push_str("\n[truncated: the answer was longer than 262144 bytes]");
     }
-    Ok(Outcome { text, structured: structured.map(|(value, _)| value).filter(|_| !is_error), is_error })
+    Ok(Outcome {
+        text,
+        structured: structured.map(|(value, _)| value).filter(|_| !is_error),
+        is_error,
+    })
 }
 
 impl Outcome {
@@ -129,7 +193,9 @@ impl Outcome {
 fn put_segment(path: &mut [String], parameter: &Parameter, value: &str) -> Result<(), Refusal> {
     let is_escape = value.is_empty()
         || value.chars().any(char::is_control)
-        || value.split(['/', '\\']).any(|part| matches!(part, "." | ".."))
+        || value
+            .split(['/', '\\'])
+            .any(|part| matches!(part, "." | ".."))
         || !is_plain_path(value);
     if is_escape {
         return Err(invalid(format!("'{}' is no path segment", parameter.name)));
@@ -150,18 +216,25 @@ fn address(base: &Url, path: &str, query: &[(&str, String)]) -> Result<Url, Refu
         url.query_pairs_mut().extend_pairs(query);
     }
     // The parser must have found nothing to resolve: otherwise an argument changed the path's shape.
-    if url.path().matches('/').count() != whole.matches('/').count() || url.origin() != base.origin() {
+    if url.path().matches('/').count() != whole.matches('/').count()
+        || url.origin() != base.origin()
+    {
         return Err(invalid("the arguments change the shape of the path"));
     }
     Ok(url)
 }
 
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), ToOwned::to_owned)
 }
 
 fn shown(text: &str) -> String {
-    text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+    text.chars()
+        .filter(|c| c.is_ascii_graphic())
+        .take(64)
+        .collect()
 }
 
 fn invalid(why: impl Into<String>) -> Refusal {

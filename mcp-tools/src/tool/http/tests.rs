@@ -16,13 +16,17 @@ fn definition(path: &str, parameters: &[(&str, &str, &str, bool)]) -> Definition
 }
 
 fn built(definition: &Definition, arguments: Value) -> Result<Request, Refusal> {
-    request(definition, definition.operation("t_op").unwrap(), &arguments)
+    request(
+        definition,
+        definition.operation("t_op").unwrap(),
+        &arguments,
+    )
 }
 
 fn body(request: Request) -> String {
     match request.body {
         Payload::Full(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
-        Payload::Stream(_) => panic!("a tool's body is whole"),
+        Payload::Empty => String::new(),
     }
 }
 
@@ -49,22 +53,49 @@ fn each_argument_goes_to_its_place_and_only_there() {
         "https://h.example/api/v1/projects/a%20b%2Fc%26d/issues?page=2&tag=a%26b&tag=c%3Dd"
     );
     assert_eq!(request.headers["x-trace"], "t1");
-    assert_eq!(body(request), r#"{"title":"He said \"hi\"","labels":[1,{"x":null}]}"#);
+    assert_eq!(
+        body(request),
+        r#"{"title":"He said \"hi\"","labels":[1,{"x":null}]}"#
+    );
 }
 
 #[test]
 fn a_path_argument_cannot_leave_its_segment() {
     let definition = definition("/items/{id}/x", &[("id", "path", "string", true)]);
-    for bad in
-        ["..", ".", "", "../admin", "a/../..", "..\\x", "%2e%2e", "a%2f..%2fb", "%252e%252e", "a\r\nb", "a\0", "x/%2e%2e/y"]
-    {
-        let refusal = built(&definition, json!({"id": bad})).err().unwrap_or_else(|| panic!("{bad} passed"));
+    for bad in [
+        "..",
+        ".",
+        "",
+        "../admin",
+        "a/../..",
+        "..\\x",
+        "%2e%2e",
+        "a%2f..%2fb",
+        "%252e%252e",
+        "a\r\nb",
+        "a\0",
+        "x/%2e%2e/y",
+    ] {
+        let refusal = built(&definition, json!({"id": bad}))
+            .err()
+            .unwrap_or_else(|| panic!("{bad} passed"));
         assert_eq!(refusal.code, "arguments_invalid", "{bad}");
     }
-    for good in ["...", "a..b", "?q=1#f", "a@b:c", "日本", "{id}", "https://evil.com/"] {
+    for good in [
+        "...",
+        "a..b",
+        "?q=1#f",
+        "a@b:c",
+        "日本",
+        "{id}",
+        "https://evil.com/",
+    ] {
         let request = built(&definition, json!({"id": good})).unwrap();
         assert_eq!(request.url.host_str(), Some("h.example"), "{good}");
-        assert!(request.url.path().starts_with("/api/v1/items/") && request.url.path().ends_with("/x"), "{good}");
+        assert!(
+            request.url.path().starts_with("/api/v1/items/") && request.url.path().ends_with("/x"),
+            "{good}"
+        );
         assert_eq!(request.url.path().matches('/').count(), 5, "{good}");
         assert_eq!(request.url.query(), None);
     }
@@ -74,7 +105,11 @@ fn a_path_argument_cannot_leave_its_segment() {
 fn arguments_that_do_not_fit_the_schema_are_refused() {
     let definition = definition(
         "/x",
-        &[("n", "body", "integer", true), ("s", "body", "string", false), ("b", "query", "boolean", false)],
+        &[
+            ("n", "body", "integer", true),
+            ("s", "body", "string", false),
+            ("b", "query", "boolean", false),
+        ],
     );
     for bad in [
         json!({}),
@@ -86,15 +121,25 @@ fn arguments_that_do_not_fit_the_schema_are_refused() {
         json!({"n": 1, "b": "true"}),
         json!({"n": 1, "unknown": 1}),
     ] {
-        assert_eq!(built(&definition, bad.clone()).err().unwrap().code, "arguments_invalid", "{bad}");
+        assert_eq!(
+            built(&definition, bad.clone()).err().unwrap().code,
+            "arguments_invalid",
+            "{bad}"
+        );
     }
-    assert_eq!(body(built(&definition, json!({"n": 1, "s": null})).unwrap()), r#"{"n":1}"#);
+    assert_eq!(
+        body(built(&definition, json!({"n": 1, "s": null})).unwrap()),
+        r#"{"n":1}"#
+    );
 }
 
 #[test]
 fn a_header_argument_cannot_add_a_line() {
     let definition = definition("/x", &[("X-A", "header", "string", true)]);
     for bad in ["a\r\nX-B: c", "a\nb", "a\0b"] {
-        assert_eq!(built(&definition, json!({"X-A": bad})).err().unwrap().code, "arguments_invalid");
+        assert_eq!(
+            built(&definition, json!({"X-A": bad})).err().unwrap().code,
+            "arguments_invalid"
+        );
     }
 }
