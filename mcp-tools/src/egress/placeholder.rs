@@ -57,16 +57,21 @@ impl Placeholders {
     /// Looks for a placeholder: as it stands, in every listed encoding, and under layers of escapes.
     pub(super) fn find(&self, bytes: &[u8]) -> Option<Found> {
         let mut layer = std::borrow::Cow::Borrowed(bytes);
+        let mut found = None;
         for _ in 0..=MAX_LAYERS {
             if self.own.is_match(layer.as_ref()) {
                 return Some(Found::Own);
             }
+            // It may turn out to be an own one under the next layer.
             if self.grammar.is_match(layer.as_ref()) {
-                return Some(Found::Foreign);
+                found = Some(Found::Foreign);
             }
-            layer = unescape(&layer)?.into();
+            match unescape(&layer) {
+                Some(plain) => layer = plain.into(),
+                None => break,
+            }
         }
-        None
+        found
     }
 }
 
@@ -208,6 +213,12 @@ mod tests {
             );
         }
         assert_eq!(searched.find(OWN.as_bytes()), Some(Found::Own));
+        let last_but_one_escaped = OWN.replace("F0123456789", "F01234567%389");
+        assert_eq!(
+            searched.find(last_but_one_escaped.as_bytes()),
+            Some(Found::Own),
+            "foreign as it stands, own under the escape"
+        );
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use claviger_vault_protocol::Slot;
-use claviger_vault_protocol::usage::AuthorizeUse;
+use claviger_vault_protocol::usage::{AuthorizeUse, UseStatus};
 use http::Request as HttpRequest;
 use http_body_util::Full;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -431,5 +431,44 @@ async fn a_stream_that_breaks_off_is_an_error_and_recorded() {
     assert_eq!(
         route.world.vault.seen().outcomes[0].reason.as_deref(),
         Some("upstream_cut")
+    );
+}
+
+#[tokio::test]
+async fn a_harness_that_gives_up_ends_the_call_and_its_outcome_is_recorded() {
+    let (told, mut hears) = mpsc::channel(4);
+    let upstream = Upstream::serving(move |_, mut stream| {
+        let told = told.clone();
+        async move {
+            told.send("asked").await.unwrap();
+            let mut rest = Vec::new();
+            // The model thinks until its client is gone.
+            drop(stream.read_to_end(&mut rest).await);
+            told.send("gone").await.unwrap();
+        }
+    });
+    let upstream = upstream.await;
+    let route = Route::new(&origin(&upstream), model(&origin(&upstream))).await;
+    let mut sender = route.sender.clone();
+    let asking =
+        tokio::spawn(async move { sender.send_request(message("sesn_1", "3")).await.is_ok() });
+    assert_eq!(hears.recv().await, Some("asked"));
+    asking.abort();
+    let gone = tokio::time::timeout(Duration::from_secs(10), hears.recv()).await;
+    assert_eq!(
+        gone.expect("the upstream sees its client leave"),
+        Some("gone")
+    );
+    let recorded = async {
+        while route.world.vault.seen().outcomes.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), recorded)
+        .await
+        .expect("the outcome is recorded");
+    assert_eq!(
+        route.world.vault.seen().outcomes[0].status,
+        UseStatus::Unknown
     );
 }
