@@ -92,6 +92,8 @@ impl<S: Sync> FromRequest<S> for SecretDocument {
         if length.is_some_and(|length| length > MAX_BODY_BYTES) {
             return Err(too_large());
         }
+        // A body that is given up half-way may have held one.
+        held.0.store(true, Ordering::Relaxed);
         let cut = tokio::time::timeout(DEADLINE, receive(request.into_body()))
             .await
             .map_err(|_| {

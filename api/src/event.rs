@@ -92,9 +92,9 @@ async fn list(
             .parse()
             .map_err(|_| Problem::field("page", "is no cursor of this list"))?;
         if descending {
-            query.before = Some(at)
+            query.before = Some(at);
         } else {
-            query.after = at
+            query.after = at;
         }
     }
     let mut events: Vec<Event> = Vec::new();
@@ -105,9 +105,9 @@ async fn list(
         let is_last = read.len() < query.limit;
         if let Some(last) = read.last() {
             if descending {
-                query.before = Some(last.seq)
+                query.before = Some(last.seq);
             } else {
-                query.after = last.seq
+                query.after = last.seq;
             }
         }
         events.extend(read.into_iter().filter(|event| created.admits(event.at)));

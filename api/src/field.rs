@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An object field that is there and not `null`.
-    pub(crate) fn object(&self, name: &str) -> Answer<Option<Fields<'a>>> {
+    pub(crate) fn object(&self, name: &str) -> Answer<Option<Self>> {
         self.value(name)
             .map(|value| Fields::of(value, self.path(name)))
             .transpose()

@@ -34,7 +34,7 @@ pub(crate) fn resolved(fields: &Fields<'_>) -> Answer<Value> {
     }
     let mut names: Vec<&Value> = tools
         .iter()
-        .map(|tool| tool.get("mcp_server_name").unwrap_or(&tool["type"]))
+        .map(|tool| tool.get("mcp_server_name").unwrap_or_else(|| &tool["type"]))
         .collect();
     names.sort_unstable_by_key(|name| name.as_str());
     if names.windows(2).any(|pair| pair[0] == pair[1]) {

@@ -92,10 +92,11 @@ async fn a_secret_is_in_no_answer_and_in_no_file() {
             format!(r#"{{"auth":{{"token":"{CANARY}\u12"}}}}"#),
             format!(r#"{{"auth":{{"token":"{CANARY}"#),
         ] {
-            server
+            let reply = server
                 .raw("POST", path, &[("x-api-key", ALICE)], body.into())
-                .await
-                .assert_refused(400, "malformed_json");
+                .await;
+            reply.assert_refused(400, "malformed_json");
+            assert_eq!(reply.headers["connection"], "close");
         }
     }
     // The vault's answers, errors included.

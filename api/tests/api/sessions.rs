@@ -676,7 +676,10 @@ async fn lists_are_filtered_ordered_and_paged() {
         list(&format!("agent_id={agent}&agent_version=2")).await.0,
         Vec::<String>::new()
     );
-    assert_eq!(list("statuses%5B%5D=running").await.0, [b.clone()]);
+    assert_eq!(
+        list("statuses%5B%5D=running").await.0,
+        std::slice::from_ref(&b)
+    );
     assert_eq!(
         list("statuses%5B%5D=running&statuses%5B%5D=idle")
             .await

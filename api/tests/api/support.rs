@@ -585,7 +585,7 @@ impl Frames {
         loop {
             match self.next_any().await? {
                 Frame { event, data, .. } if event == "ping" => {
-                    assert_eq!(data, json!({"type": "ping"}))
+                    assert_eq!(data, json!({"type": "ping"}));
                 }
                 frame => return Some(frame),
             }
