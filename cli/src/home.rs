@@ -92,6 +92,11 @@ impl Home {
         self.data.join("api-key")
     }
 
+    /// The first key's identifier, beside it: what a permit names.
+    pub(crate) fn api_key_id(&self) -> PathBuf {
+        self.data.join("api-key.id")
+    }
+
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.run.join(format!("{name}.sock"))
     }

@@ -148,6 +148,7 @@ pub(crate) async fn initialise(home: &Home, initial: Initial) -> Result<Initiali
         drop(std::fs::remove_dir_all(home.vault()));
         drop(std::fs::remove_file(home.vault_key()));
         drop(std::fs::remove_file(home.api_key()));
+        drop(std::fs::remove_file(home.api_key_id()));
     }
     made
 }
@@ -161,6 +162,10 @@ async fn make(home: &Home, initial: Initial) -> Result<Initialized, CliError> {
         let vault = admin_at(home).await?;
         let made = ask_vault(&vault, &initial).await?;
         write_private(&home.api_key(), format!("{}\n", made.first_key).as_bytes())?;
+        write_private(
+            &home.api_key_id(),
+            format!("{}\n", made.first_key_id).as_bytes(),
+        )?;
         Ok(made)
     };
     let failed = async {

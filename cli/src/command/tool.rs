@@ -209,21 +209,11 @@ pub(crate) async fn add(
 /// The local operator, and the holder of the first key.
 fn default_principals(home: &Home) -> Result<Vec<Principal>, CliError> {
     let mut all = vec![Principal::operator(rustix::process::getuid().as_raw())];
-    let path = home.api_key();
-    if let Ok(text) = std::fs::read_to_string(&path)
-        && let Some(id) = first_key_id(home, text.trim())
-    {
-        all.push(Principal::key(&id));
+    // `init` leaves the first key's identifier beside it.
+    if let Ok(id) = std::fs::read_to_string(home.api_key_id()) {
+        all.push(Principal::key(id.trim()));
     }
     Ok(all)
-}
-
-/// `init` leaves the first key's identifier beside it.
-fn first_key_id(home: &Home, _text: &str) -> Option<String> {
-    std::fs::read_to_string(home.data.join("api-key.id"))
-        .ok()
-        .map(|id| id.trim().to_owned())
-        .filter(|id| !id.is_empty())
 }
 
 fn path_of(home: &Home, name: &str) -> Result<std::path::PathBuf, CliError> {

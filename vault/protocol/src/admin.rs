@@ -65,6 +65,8 @@ pub struct Initialized {
     /// The first API key. It
     /// authenticates its holder and is stored only as a hash; shown once.
     pub first_key: String,
+    /// The first API key's identifier: what permits and records name.
+    pub first_key_id: String,
 }
 
 /// Answer to `status`; works while sealed.

@@ -106,6 +106,7 @@ pub(super) async fn make(vault: &Vault, asker: &Asker, query: Init) -> Result<Ma
         key: header.key,
         audit_vkey: signer(&id, &keys)?.vkey().to_string(),
         first_key: text,
+        first_key_id: first_key.id,
     };
     Ok(Made { answer, front, unsealed })
 }
