@@ -34,8 +34,6 @@ pub(super) struct Scene<'a> {
     pub(super) document: &'a Value,
     pub(super) secrets: &'a [(&'a str, &'a SecretBytes)],
     pub(super) control: &'a str,
-    /// The session's id: what vault and tools know and so must find in themselves.
-    pub(super) session: &'a str,
     pub(super) events: &'a [Value],
     pub(super) scripted: bool,
 }
@@ -208,22 +206,18 @@ pub(super) async fn search(scene: &Scene<'_>) -> Result<Leaks, CliError> {
     places.push(command_lines(&roles, &fingerprints));
     let sandbox = sandbox_processes(&roles);
     places.extend(sandboxes(&sandbox, &fingerprints)?);
+    // In a role's memory freed text is wiped; what every role does hold is its environment.
+    let own = Patterns::of(scene, &scene.home.run.to_string_lossy());
     for role in ["harness", "api", "session", "hands"] {
         let pids: Vec<u32> = roles
             .iter()
             .filter(|(name, _)| name == role)
             .map(|(_, pid)| *pid)
             .collect();
-        places.push(memory(
-            &format!("memory of {role}"),
-            &pids,
-            &patterns,
-            matches!(role, "harness" | "session"),
-        )?);
+        places.push(memory(&format!("memory of {role}"), &pids, &own, true)?);
     }
     places.push(memory("memory of the sandbox", &sandbox, &patterns, false)?);
     // What these two search for is told as keyed fingerprints: the question leaves no key behind.
-    let own = Patterns::of(scene, scene.session);
     let own = own.fingerprints()?;
     places.push(itself("memory of vault", &admin_at(scene.home).await?, &own).await?);
     places.push(itself("memory of tools", &tools_scan(scene.home).await?, &own).await?);

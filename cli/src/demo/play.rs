@@ -159,7 +159,6 @@ async fn play(options: &Demo, place: &Place, output: Output) -> Result<Findings,
         document: &set.instance.document(),
         secrets: &[("tracker", &set.tracker_key), ("anthropic", &set.model_key)],
         control: &set.control,
-        session: &session.id,
         events: &session.events,
         scripted: set.model.is_some(),
     })

@@ -94,7 +94,7 @@ grep -a -r -l 'sk-' /proc/[0-9]*/environ /workspace /tmp /etc 2>/dev/null; echo 
 /// A request through the egress listener: `curl` where there is one, bash's own sockets otherwise.
 fn egress(upstream: &str) -> String {
     format!(
-        "if command -v curl >/dev/null; then curl -sS --max-time 10 -H \"Authorization: Bearer $TRACKER_TOKEN\" http://{upstream}/api/issues; \
+        "if command -v curl >/dev/null; then curl -sS --noproxy '' --max-time 10 -H \"Authorization: Bearer $TRACKER_TOKEN\" http://{upstream}/api/issues; \
 else exec 3<>/dev/tcp/127.0.0.1/7001; printf 'GET http://{upstream}/api/issues HTTP/1.1\\r\\nHost: {upstream}\\r\\nAuthorization: Bearer %s\\r\\nConnection: close\\r\\n\\r\\n' \"$TRACKER_TOKEN\" >&3; cat <&3; fi"
     )
 }

@@ -43,19 +43,28 @@ pub trait Verbs: Send + Sync + 'static {
 /// `malformed_request` naming the verb and the field; values are not quoted.
 pub fn arguments<T: DeserializeOwned>(verb: &str, arguments: Value) -> Result<T, Refusal> {
     serde_json::from_value(arguments).map_err(|error| {
-        // Serde may quote an offending value in its text; keep only what is before it.
-        let text = error.to_string();
-        let reason = text
-            .split('`')
-            .next()
-            .unwrap_or("")
-            .trim_end_matches(": ")
-            .to_owned();
+        let reason = without_values(&error.to_string());
         Refusal::new(
             "malformed_request",
             format!("arguments of {verb}: {reason}"),
         )
     })
+}
+
+/// What serde says about a mistake, less the offending value, which it quotes.
+fn without_values(text: &str) -> String {
+    let named = ["missing field", "unknown field", "duplicate field"];
+    if named.iter().any(|start| text.starts_with(start)) {
+        return text.chars().take(80).collect();
+    }
+    let what = text.split(':').next().unwrap_or("").chars().take(40);
+    let expected = text.rsplit_once("expected ").map(|(_, expected)| expected);
+    match expected {
+        Some(expected) if !expected.contains('"') => {
+            format!("{}, expected {expected}", what.collect::<String>())
+        }
+        _ => what.collect(),
+    }
 }
 
 /// Renders a verb's answer.
@@ -146,7 +155,8 @@ pub async fn serve<V: Verbs>(
         reason,
     };
     let running = Served(verbs)
-        .serve_with_ct(stream.into_split(), stop)
+        // A child: the service cancels its token when it ends, and the others must not hear that.
+        .serve_with_ct(stream.into_split(), stop.child_token())
         .await
         .map_err(|error| malformed(error.to_string()))?;
     running
@@ -211,9 +221,8 @@ impl Link {
             peer: self.peer.to_string(),
             reason: reason.to_owned(),
         };
-        let arguments = match serde_json::to_value(query) {
-            Ok(Value::Object(map)) => map,
-            _ => return Err(malformed("arguments are no object")),
+        let Ok(Value::Object(arguments)) = serde_json::to_value(query) else {
+            return Err(malformed("arguments are no object"));
         };
         let work = async {
             let mut current = self.current.clone();
@@ -342,4 +351,106 @@ async fn drive(
         }
     }
     current.send_replace(None);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Echo;
+
+    impl Verbs for Echo {
+        fn names(&self) -> Vec<&'static str> {
+            vec!["echo", "refuse"]
+        }
+
+        async fn call(&self, verb: &str, arguments: Value) -> Result<Value, Refusal> {
+            match verb {
+                "echo" => Ok(arguments),
+                "refuse" => Err(Refusal::new("not_today", "no").with_fix("tomorrow")),
+                other => Err(unknown_verb(other)),
+            }
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn connect(stop: &CancellationToken) -> (Link, mpsc::Sender<UnixStream>) {
+        let (sender, connections) = mpsc::channel(4);
+        let (link, driver) = Link::new("echo", connections, None);
+        tokio::spawn(driver);
+        give(&sender, stop);
+        (link, sender)
+    }
+
+    fn give(
+        sender: &mpsc::Sender<UnixStream>,
+        stop: &CancellationToken,
+    ) -> tokio::task::JoinHandle<()> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        sender.try_send(ours).unwrap();
+        let stop = stop.clone();
+        tokio::spawn(async move { drop(serve(Arc::new(Echo), theirs, stop).await) })
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_connection_does_not_end_the_others() {
+        let stop = CancellationToken::new();
+        let (first, keeps_first) = connect(&stop);
+        let (second, _keeps_second) = connect(&stop);
+        for link in [&first, &second] {
+            let answer: Value = link.call("echo", &json!({"a": 1}), SOON).await.unwrap();
+            assert_eq!(answer, json!({"a": 1}));
+        }
+        drop(keeps_first);
+        while first.connected().await {
+            tokio::task::yield_now().await;
+        }
+        assert!(!stop.is_cancelled());
+        let answer: Value = second.call("echo", &json!({"b": 2}), SOON).await.unwrap();
+        assert_eq!(answer, json!({"b": 2}));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_keeps_its_code_and_its_cure() {
+        let (link, _keep) = connect(&CancellationToken::new());
+        let refused = link.call::<_, Value>("refuse", &json!({}), SOON).await;
+        let Err(WireError::Refused(refusal)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(refusal.code, "not_today");
+        assert_eq!(refusal.fix.as_deref(), Some("tomorrow"));
+        let unknown = link.call::<_, Value>("get_secret", &json!({}), SOON).await;
+        assert_eq!(unknown.unwrap_err().code(), "unknown_verb");
+    }
+
+    #[tokio::test]
+    async fn a_safe_verb_is_repeated_over_the_next_connection() {
+        let stop = CancellationToken::new();
+        let (link, sender) = connect(&stop);
+        let first: Value = link.call("echo", &json!({}), SOON).await.unwrap();
+        assert_eq!(first, json!({}));
+        // A peer that takes the request and dies: the next connection answers it.
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        sender.send(ours).await.unwrap();
+        drop(theirs);
+        give(&sender, &stop);
+        let again: Value = link
+            .call_again("echo", &json!({"c": 3}), SOON)
+            .await
+            .unwrap();
+        assert_eq!(again, json!({"c": 3}));
+    }
+
+    #[test]
+    fn a_malformed_request_quotes_no_value() {
+        let refused = arguments::<crate::admin::Unseal>("unseal", json!({"passphrase": "hunter2"}));
+        let text = refused.unwrap_err().to_string();
+        assert!(
+            text.contains("unseal") && !text.contains("hunter2"),
+            "{text}"
+        );
+    }
 }
