@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::error::Exit;
+use crate::error::{CliError, Exit};
 
 /// Self-hosted managed agents whose keys never leave the vault.
 #[derive(Debug, Parser)]
@@ -381,11 +381,16 @@ pub(crate) enum Stage {
 
 /// Reports what clap found: help and version to stdout, mistakes to stderr with exit code 2.
 pub(crate) fn report(error: &clap::Error) -> ExitCode {
-    let to_stderr = error.use_stderr();
-    crate::output::plain(&error.render().to_string(), to_stderr);
-    if to_stderr {
-        ExitCode::from(Exit::Usage as u8)
-    } else {
-        ExitCode::SUCCESS
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        crate::output::plain(&text, false);
+        return ExitCode::SUCCESS;
     }
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let what = text.lines().next().unwrap_or("");
+        let what = what.strip_prefix("error: ").unwrap_or(what);
+        return crate::output::Output::new(true).error(&CliError::usage("usage", what));
+    }
+    crate::output::plain(&text, true);
+    ExitCode::from(Exit::Usage as u8)
 }

@@ -35,6 +35,23 @@ pub(crate) fn run(code: Option<&str>, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Why an error happens and what to do about it, by its page; each on one line.
+pub(crate) fn advice(code: &str) -> (Option<String>, Option<String>) {
+    let Some((_, page)) = pages().find(|(found, _)| *found == code) else {
+        return (None, None);
+    };
+    let part = |start: &str, end: &str| {
+        let (_, rest) = page.split_once(start)?;
+        let text = rest.split_once(end).map_or(rest, |(text, _)| text);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        (!words.is_empty()).then(|| words.join(" "))
+    };
+    (
+        part("Why: ", "\nWhat to do: "),
+        part("\nWhat to do: ", "\n\n"),
+    )
+}
+
 /// A page starts with `# code` at the start of a line.
 fn pages() -> impl Iterator<Item = (&'static str, &'static str)> {
     PAGES
@@ -46,6 +63,16 @@ fn pages() -> impl Iterator<Item = (&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_page_gives_a_reason_and_advice() {
+        for (code, _) in pages().filter(|(code, _)| *code != "exit-codes") {
+            let (why, fix) = advice(code);
+            assert!(why.is_some_and(|why| !why.contains('\n')), "{code}");
+            assert!(fix.is_some_and(|fix| !fix.contains("Exit code")), "{code}");
+        }
+        assert_eq!(advice("no_such_code"), (None, None));
+    }
 
     #[test]
     fn pages_are_sorted_unique_and_say_something() {

@@ -59,12 +59,18 @@ impl Output {
         }
     }
 
-    /// Reports a failure on stderr and gives its exit code.
+    /// Reports a failure on stderr and gives its exit code. What the failure itself does not say
+    /// about its cause and its remedy, the page of its code says.
     pub(crate) fn error(self, error: &CliError) -> ExitCode {
+        let (page_why, page_fix) = crate::explain::advice(&error.code);
+        let (why, fix) = (
+            error.why.clone().or(page_why),
+            error.fix.clone().or(page_fix),
+        );
         if self.json {
             eprintln!(
                 "{}",
-                json!({"schema": "claviger.error/v1", "code": error.code, "what": error.what, "why": error.why, "fix": error.fix, "exit": error.exit as u8})
+                json!({"schema": "claviger.error/v1", "code": error.code, "what": error.what, "why": why, "fix": fix, "exit": error.exit as u8})
             );
         } else {
             let bold = if colour(std::io::stderr().is_terminal()) {
@@ -73,10 +79,10 @@ impl Output {
                 ("", "")
             };
             eprintln!("{}error[{}]{}: {}", bold.0, error.code, bold.1, error.what);
-            if let Some(why) = &error.why {
+            if let Some(why) = why {
                 eprintln!("  why   {why}");
             }
-            if let Some(fix) = &error.fix {
+            if let Some(fix) = fix {
                 eprintln!("  fix   {fix}");
             }
             eprintln!("  more  claviger explain {}", error.code);
