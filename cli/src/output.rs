@@ -40,7 +40,7 @@ impl Output {
     /// Prints one line of a result.
     pub(crate) fn line(self, text: &str) {
         // A closed pipe (`claviger session tail | head`) is the reader's choice, not a failure.
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
+        drop(writeln!(std::io::stdout().lock(), "{text}"));
     }
 
     /// Prints the version.

@@ -7,9 +7,11 @@ pub(crate) fn start() {
     let filter = EnvFilter::try_from_env("CLAVIGER_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,rmcp=warn"));
     // A second start in one process (the demo's own roles are processes) would be refused; once is enough.
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
+    drop(
+        tracing_subscriber::fmt()
+            .json()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .try_init(),
+    );
 }

@@ -76,7 +76,7 @@ pub(crate) fn ask_hidden(prompt: &str, flag: &str) -> Result<SecretBytes, CliErr
     let mut hidden = before.clone();
     hidden.local_modes.remove(LocalModes::ECHO);
     hidden.local_modes.insert(LocalModes::ECHONL);
-    let _ = write!(tty, "{prompt}: ");
+    drop(write!(tty, "{prompt}: "));
     tcsetattr(&tty, OptionalActions::Flush, &hidden).map_err(failed)?;
     let mut buffer = vec![0_u8; 4096];
     let read = tty.read(&mut buffer);

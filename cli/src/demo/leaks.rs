@@ -464,7 +464,7 @@ async fn tools_scan(home: &Home) -> Result<AdminVault, CliError> {
         .map_err(|error| CliError::file("connecting to", &path, &error))?;
     let (sender, connections) = mpsc::channel(1);
     let (link, driver) = Link::new("tools", connections, None);
-    let _ = sender.send(stream).await;
+    drop(sender.send(stream).await);
     tokio::spawn(async move {
         driver.await;
         drop(sender);

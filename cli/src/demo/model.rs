@@ -109,11 +109,11 @@ async fn messages(State(player): State<Arc<Player>>, headers: HeaderMap, body: B
         .as_ref()
         .is_none_or(|wanted| &hex::encode(Sha256::digest(key_of(&headers))) == wanted);
     if let Ok(mut record) = player.record.lock() {
-        let _ = writeln!(
+        drop(writeln!(
             record,
             "{}",
             json!({"accepted": accepted, "request": request})
-        );
+        ));
     }
     if !accepted {
         return failure(

@@ -68,11 +68,8 @@ impl Place {
                     }
                 })
         };
-        let run = std::env::temp_dir().join(format!(
-            "claviger-demo-{}-{}",
-            std::process::id(),
-            &random("")?[..8]
-        ));
+        // Not guessable: the temporary directory may be shared.
+        let run = std::env::temp_dir().join(random("claviger-demo-")?);
         make(&run)?;
         let root = match &keep {
             Some(path) => std::path::absolute(path)
@@ -395,7 +392,7 @@ async fn session(set: &mut Set, progress: &ProgressBar) -> Result<Seen, CliError
     .await?;
     let deadline = tokio::time::Instant::now() + SESSION_DEADLINE;
     let (mut ttft, mut killed, mut resumed) = (None, None, None);
-    let (mut acknowledged, mut last_seq) = (Vec::new(), 0);
+    let mut acknowledged = Vec::new();
     let mut idle = Value::Null;
     while idle.is_null() {
         let next = tokio::select! {
@@ -417,7 +414,6 @@ async fn session(set: &mut Set, progress: &ProgressBar) -> Result<Seen, CliError
             ttft = Some(sent.elapsed());
         }
         let Some(seq) = seq else { continue };
-        last_seq = seq;
         if let Some(text) = crate::command::describe(&kind, &event) {
             let line: String = text.lines().next().unwrap_or("").chars().take(70).collect();
             progress.set_message(line);
@@ -441,7 +437,7 @@ async fn session(set: &mut Set, progress: &ProgressBar) -> Result<Seen, CliError
             // The command sleeps: its intent is durable, its effect is under way.
             tokio::time::sleep(Duration::from_millis(200)).await;
             kill_harness(&home, &id).await?;
-            killed = Some((Instant::now(), last_seq));
+            killed = Some((Instant::now(), seq));
         }
         if kind == "session.status_idle" {
             idle = event;

@@ -332,12 +332,14 @@ impl Findings {
                 }
                 "agent.tool_use" | "agent.mcp_tool_use" => self.call(event, paint),
                 other => match crate::command::describe(other, event) {
-                    Some(text) if !other.ends_with("tool_result") => text,
+                    Some(text) if !other.ends_with("tool_result") => {
+                        text.chars().take(96).collect()
+                    }
                     _ => continue,
                 },
             };
             let at = time_of(event).saturating_sub(start);
-            writeln!(out, "  {} {text}", paint.dim(&format!("{:>6} ms", at)))?;
+            writeln!(out, "  {} {text}", paint.dim(&format!("{at:>6} ms")))?;
             let killed = self.session.recovery.resumed.is_some()
                 && event
                     .pointer("/input/command")

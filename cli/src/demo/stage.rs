@@ -35,7 +35,7 @@ pub(super) async fn listen(
     crate::home::write_private(address_file, bound.to_string().as_bytes())?;
     // Small streamed events must not wait for the peer's acknowledgement.
     let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
+        drop(stream.set_nodelay(true));
     });
     axum::serve(listener, router).await.map_err(failed)
 }
@@ -86,6 +86,6 @@ impl Program {
     }
 
     pub(super) async fn stop(mut self) {
-        let _ = self.child.kill().await;
+        drop(self.child.kill().await);
     }
 }

@@ -79,7 +79,7 @@ async fn authenticate(
     let accepted = hex::encode(Sha256::digest(key.as_bytes())) == tracker.key_sha256;
     let line = json!({"method": request.method().as_str(), "path": request.uri().path(), "authorization": request.headers().get("authorization").and_then(|value| value.to_str().ok()), "accepted": accepted});
     if let Ok(mut record) = tracker.record.lock() {
-        let _ = writeln!(record, "{line}");
+        drop(writeln!(record, "{line}"));
     }
     if !accepted {
         return (
