@@ -22,7 +22,6 @@ mod target;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +42,7 @@ use self::placeholder::{Found, Placeholders};
 use self::refused::Refused;
 pub(crate) use self::refused::status_of;
 use self::target::Target;
-use crate::openings::Live;
+use crate::openings::{Attachment, Live};
 use crate::shared::Shared;
 use crate::spend::{Limits, Payload, Request};
 
@@ -78,11 +77,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut attach: AttachReceiver, stop: C
 /// The gateway of one sandbox.
 struct Gateway {
     shared: Arc<Shared>,
-    sandbox: String,
-    /// The session that the hands attached the sandbox for.
-    session: String,
-    /// The newest epoch that the hands attached it with.
-    epoch: AtomicU64,
+    attached: Arc<Attachment>,
     /// What to search for, made once per opening.
     searched: Mutex<Option<(OpeningId, Arc<Placeholders>)>>,
     /// What is left of [`MAX_HELD_KIB`].
@@ -90,20 +85,13 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn new(shared: Arc<Shared>, sandbox: &str, session: String, epoch: u64) -> Self {
+    fn new(shared: Arc<Shared>, attached: Attachment) -> Self {
         Self {
             shared,
-            sandbox: sandbox.to_owned(),
-            session,
-            epoch: AtomicU64::new(epoch),
+            attached: Arc::new(attached),
             searched: Mutex::new(None),
             held: Semaphore::new(MAX_HELD_KIB),
         }
-    }
-
-    /// The hands attached the sandbox with a newer epoch; an older one changes nothing.
-    fn raise(&self, epoch: u64) {
-        self.epoch.fetch_max(epoch, Ordering::SeqCst);
     }
 
     /// Answers one connection, request after request.
@@ -238,12 +226,8 @@ impl Gateway {
     fn live(&self) -> Result<Arc<Live>, Refused> {
         self.shared
             .openings
-            .by_sandbox(&self.sandbox)
+            .by_sandbox(&self.attached)
             .map(|(live, _)| live)
-            // Named by a harness of an epoch that the hands have left, or for another session than theirs: not named.
-            .filter(|live| {
-                live.session == self.session && live.epoch >= self.epoch.load(Ordering::SeqCst)
-            })
             .ok_or_else(|| {
                 Refused::forbidden(
                     "sandbox_not_named",
@@ -285,7 +269,7 @@ impl Gateway {
 
     /// Has the vault record a refusal that is an alarm.
     async fn tell(&self, live: Option<&Live>, destination: Option<Destination>, refused: &Refused) {
-        debug!(sandbox = %self.sandbox, code = %refused.refusal.code, "egress refused");
+        debug!(sandbox = %self.attached.sandbox, code = %refused.refusal.code, "egress refused");
         if let Some(live) = live
             && refused.reported
         {
@@ -296,7 +280,7 @@ impl Gateway {
     async fn report(&self, live: &Live, reason: &str, destination: Option<Destination>) {
         let report = self.shared.spender.report(live, TOOL, reason, destination);
         if tokio::time::timeout(REPORT, report).await.is_err() {
-            warn!(sandbox = %self.sandbox, reason, "report was not recorded in time");
+            warn!(sandbox = %self.attached.sandbox, reason, "report was not recorded in time");
         }
     }
 }

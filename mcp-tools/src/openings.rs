@@ -4,6 +4,7 @@
 //! presenter's. It carries ciphertext only.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -89,6 +90,33 @@ impl Live {
 
     fn is_expired(&self, margin_ms: u64) -> bool {
         now_ms().saturating_add(margin_ms) >= self.opening.expires_at_ms
+    }
+}
+
+/// A sandbox as the hands attached it: the identity behind its two listeners.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    /// The sandbox.
+    pub(crate) sandbox: String,
+    /// The session that it was attached for.
+    pub(crate) session: String,
+    /// The newest epoch that it was attached with.
+    epoch: AtomicU64,
+}
+
+impl Attachment {
+    /// A sandbox attached for a session at an epoch.
+    pub(crate) fn new(sandbox: &str, session: &str, epoch: u64) -> Self {
+        Self {
+            sandbox: sandbox.to_owned(),
+            session: session.to_owned(),
+            epoch: AtomicU64::new(epoch),
+        }
+    }
+
+    /// The hands attached the sandbox with a newer epoch; an older one changes nothing.
+    pub(crate) fn raise(&self, epoch: u64) {
+        self.epoch.fetch_max(epoch, Ordering::SeqCst);
     }
 }
 
@@ -247,15 +275,17 @@ impl Openings {
         Ok(())
     }
 
-    /// The live opening that a named sandbox speaks for, and the tools its `mcp` listener offers.
+    /// The live opening that an attached sandbox speaks for, and the tools its `mcp` listener offers.
     ///
     /// # Security
-    /// Whoever serves a listener also compares the session that `hands` attached it for.
-    pub(crate) fn by_sandbox(&self, sandbox: &str) -> Option<(Arc<Live>, Vec<String>)> {
+    /// Named by a harness of an epoch that the hands have left, or for another session than theirs, is not named.
+    pub(crate) fn by_sandbox(&self, attached: &Attachment) -> Option<(Arc<Live>, Vec<String>)> {
         let table = self.table();
-        let named = table.sandboxes.get(sandbox)?;
+        let named = table.sandboxes.get(&attached.sandbox)?;
         let live = table.sessions.get(&named.session)?;
-        (live.epoch == named.epoch && !live.is_expired(0))
+        let is_theirs =
+            live.session == attached.session && live.epoch >= attached.epoch.load(Ordering::SeqCst);
+        (is_theirs && live.epoch == named.epoch && !live.is_expired(0))
             .then(|| (Arc::clone(live), named.tools.clone()))
     }
 

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::call;
+use crate::openings::{Attachment, Live};
 use crate::shared::Shared;
 use crate::tool::http::Outcome;
 use crate::verbs::explained;
@@ -39,13 +40,8 @@ and what would help; a person can run `claviger explain CODE`.";
 pub(crate) enum Caller {
     /// A direct client, authenticated as this principal.
     Client(Principal),
-    /// A program in a sandbox that the hands attached for this session.
-    Sandbox {
-        /// The sandbox.
-        sandbox: String,
-        /// The session that it was attached for.
-        session: String,
-    },
+    /// A program in a sandbox that the hands attached.
+    Sandbox(Arc<Attachment>),
 }
 
 /// What one HTTP request may do; put into its extensions by the HTTP listener, by nobody else.
@@ -86,8 +82,8 @@ impl Server {
                 let permitted = call::permitted(&self.shared, principal).await?;
                 call::rows(permitted.iter().map(|(definition, _)| definition.as_ref()))
             }
-            Caller::Sandbox { sandbox, session } => {
-                let (live, allowed) = self.named(sandbox, session)?;
+            Caller::Sandbox(attached) => {
+                let (live, allowed) = self.named(attached)?;
                 let mut rows = call::tools_of(&self.shared, &live).await?;
                 rows.retain(|row| allowed.contains(&row.name));
                 rows
@@ -99,21 +95,11 @@ impl Server {
         Ok(rows)
     }
 
-    fn named(
-        &self,
-        sandbox: &str,
-        session: &str,
-    ) -> Result<(Arc<crate::openings::Live>, Vec<String>), Refusal> {
+    fn named(&self, attached: &Attachment) -> Result<(Arc<Live>, Vec<String>), Refusal> {
         self.shared
             .openings
-            .by_sandbox(sandbox)
-            .filter(|(live, _)| live.session == session)
-            .ok_or_else(|| {
-                Refusal::new(
-                    "sandbox_not_named",
-                    "no harness of the session's epoch has named this sandbox",
-                )
-            })
+            .by_sandbox(attached)
+            .ok_or_else(not_named)
     }
 
     async fn run(
@@ -146,8 +132,8 @@ impl Server {
                 )
                 .await
             }
-            Caller::Sandbox { sandbox, session } => {
-                let (live, allowed) = self.named(sandbox, session)?;
+            Caller::Sandbox(attached) => {
+                let (live, allowed) = self.named(attached)?;
                 if !allowed.iter().any(|name| name == tool) {
                     self.shared
                         .spender
@@ -241,6 +227,13 @@ impl ServerHandler for Server {
             .find(|row| row.name == name)
             .map(tool)
     }
+}
+
+fn not_named() -> Refusal {
+    Refusal::new(
+        "sandbox_not_named",
+        "no harness of the session's epoch has named this sandbox",
+    )
 }
 
 fn tool(row: ToolRow) -> Tool {

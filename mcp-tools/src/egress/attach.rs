@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Gateway;
+use crate::openings::Attachment;
 use crate::server;
 use crate::shared::Shared;
 
@@ -21,18 +22,18 @@ const MAX_CONNECTIONS: usize = 256;
 pub(super) struct Attachments {
     shared: Arc<Shared>,
     stop: CancellationToken,
-    sandboxes: HashMap<String, Attachment>,
+    sandboxes: HashMap<String, Served>,
 }
 
 /// One attached sandbox: ended as a whole when it is dropped.
-struct Attachment {
+struct Served {
     gateway: Arc<Gateway>,
     /// Ends the accepting on the listeners of the last message, not the connections already made.
     accepting: CancellationToken,
     all: CancellationToken,
 }
 
-impl Drop for Attachment {
+impl Drop for Served {
     fn drop(&mut self) {
         self.all.cancel();
     }
@@ -71,20 +72,18 @@ impl Attachments {
         let known = self
             .sandboxes
             .remove(sandbox.as_str())
-            .filter(|known| known.gateway.session == session);
-        let mut attachment = known.unwrap_or_else(|| Attachment {
+            .filter(|known| known.gateway.attached.session == session);
+        let mut attachment = known.unwrap_or_else(|| Served {
             gateway: Arc::new(Gateway::new(
                 Arc::clone(&self.shared),
-                sandbox.as_str(),
-                session,
-                epoch,
+                Attachment::new(sandbox.as_str(), &session, epoch),
             )),
             accepting: CancellationToken::new(),
             all: self.stop.child_token(),
         });
         attachment.accepting.cancel();
         attachment.accepting = attachment.all.child_token();
-        attachment.gateway.raise(epoch);
+        attachment.gateway.attached.raise(epoch);
         match listen(egress) {
             Ok(listener) => {
                 let gateway = Arc::clone(&attachment.gateway);
@@ -101,8 +100,7 @@ impl Attachments {
         self.shared.tasks.spawn(server::http::serve_sandbox(
             Arc::clone(&self.shared),
             mcp,
-            sandbox.as_str().to_owned(),
-            attachment.gateway.session.clone(),
+            Arc::clone(&attachment.gateway.attached),
             attachment.accepting.clone(),
         ));
         info!(%sandbox, epoch, "sandbox attached");
@@ -147,7 +145,7 @@ async fn serve(
                 });
             }
             Err(error) => {
-                warn!(sandbox = %gateway.sandbox, %error, "egress accept");
+                warn!(sandbox = %gateway.attached.sandbox, %error, "egress accept");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

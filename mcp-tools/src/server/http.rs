@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::key::Keys;
-use super::{Admitted, Caller, Server, origin};
+use super::{Admitted, Caller, Server, not_named, origin};
 use crate::definition::is_name;
+use crate::openings::Attachment;
 use crate::shared::Shared;
 
 /// Largest request body.
@@ -35,12 +36,7 @@ pub(crate) enum Door {
     /// Whoever brings a key.
     Keyed,
     /// A sandbox: the listener inside it is its identity.
-    Sandbox {
-        /// The sandbox.
-        sandbox: String,
-        /// The session that the hands attached it for.
-        session: String,
-    },
+    Sandbox(Arc<Attachment>),
 }
 
 #[derive(Clone)]
@@ -56,16 +52,17 @@ struct Front {
 pub(crate) async fn serve_sandbox(
     shared: Arc<Shared>,
     listener: std::net::TcpListener,
-    sandbox: String,
-    session: String,
+    attached: Arc<Attachment>,
     stop: CancellationToken,
 ) {
     match listener
         .set_nonblocking(true)
         .and_then(|()| TcpListener::from_std(listener))
     {
-        Ok(listener) => serve(shared, listener, Door::Sandbox { sandbox, session }, stop).await,
-        Err(error) => warn!(sandbox, %error, "a sandbox's listener cannot be served"),
+        Ok(listener) => serve(shared, listener, Door::Sandbox(attached), stop).await,
+        Err(error) => {
+            warn!(sandbox = attached.sandbox, %error, "a sandbox's listener cannot be served")
+        }
     }
 }
 
@@ -151,19 +148,12 @@ impl Front {
                         .await?,
                 )
             }
-            Door::Sandbox { sandbox, session } => {
+            Door::Sandbox(attached) => {
                 origin::check(request.headers(), request.uri(), self.local)?;
-                let named = self.shared.openings.by_sandbox(sandbox);
-                if named.is_none_or(|(live, _)| live.session != *session) {
-                    return Err(Refusal::new(
-                        "sandbox_not_named",
-                        "no harness of the session's epoch has named this sandbox",
-                    ));
+                if self.shared.openings.by_sandbox(attached).is_none() {
+                    return Err(not_named());
                 }
-                Caller::Sandbox {
-                    sandbox: sandbox.clone(),
-                    session: session.clone(),
-                }
+                Caller::Sandbox(Arc::clone(attached))
             }
         };
         let only = match request.uri().path() {

@@ -459,16 +459,12 @@ async fn a_seat_that_the_vault_voided_is_opened_again_once() {
 #[tokio::test]
 async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools() {
     let scene = scene().await;
-    let door = Door::Sandbox {
-        sandbox: "sbx_1".into(),
-        session: "sesn_1".into(),
-    };
-    let port = scene.http(door).await;
+    let attached = Arc::new(Attachment::new("sbx_1", "sesn_1", 1));
+    let port = scene.http(Door::Sandbox(Arc::clone(&attached))).await;
     let foreign = scene
-        .http(Door::Sandbox {
-            sandbox: "sbx_1".into(),
-            session: "sesn_2".into(),
-        })
+        .http(Door::Sandbox(Arc::new(Attachment::new(
+            "sbx_1", "sesn_2", 1,
+        ))))
         .await;
     let (status, answer) = post(port, "/mcp", &[], list()).await;
     assert_eq!((status, answer.contains("sandbox_not_named")), (503, true));
@@ -523,6 +519,11 @@ async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools(
     assert_eq!(post(port, "/mcp", &[], list()).await.0, 503);
     harness.name_sandbox(&name(2)).await.unwrap();
     assert_eq!(post(port, "/mcp", &[], list()).await.0, 200);
+    // The hands have gone on to an epoch whose harness has not spoken yet: nobody speaks for the sandbox.
+    attached.raise(3);
+    assert_eq!(post(port, "/mcp", &[], list()).await.0, 503);
+    let (status, _) = post(port, "/mcp", &[], call_of("tracker_list", json!({}))).await;
+    assert_eq!((status, scene.upstream.requests().len()), (503, 1));
 }
 
 #[tokio::test]
