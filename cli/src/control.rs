@@ -82,6 +82,13 @@ impl Control {
         Ok(Self(self.0.try_clone()?))
     }
 
+    /// Ends the channel for both ends, whatever other handles on it are open.
+    #[cfg(feature = "operate")]
+    pub(crate) fn close(&self) {
+        // It may be closed already, which is what is wanted.
+        drop(rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both));
+    }
+
     /// Sends a message, with a descriptor where there is one.
     pub(crate) fn send<T: Serialize>(
         &self,

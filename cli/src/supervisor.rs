@@ -502,3 +502,16 @@ impl Supervisor {
         drop(std::fs::remove_file(self.home.up_file()));
     }
 }
+
+impl Drop for Supervisor {
+    /// A supervisor that goes without [`Supervisor::stop`] takes its roles along.
+    fn drop(&mut self) {
+        for control in self
+            .running
+            .values()
+            .filter_map(|running| running.control.as_ref())
+        {
+            control.close();
+        }
+    }
+}

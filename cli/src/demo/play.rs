@@ -30,11 +30,18 @@ const WIPED_AFTER: Duration = Duration::from_secs(1);
 /// Runs the demo; exit code 0 only if every part of the proof held.
 pub(crate) async fn run(options: Demo, output: Output) -> Result<ExitCode, CliError> {
     let place = Place::make(options.keep.clone())?;
-    let performance = play(&options, &place, output);
+    let mut performance = Box::pin(play(&options, &place, output));
     let findings = tokio::select! {
-        findings = performance => findings?,
-        _ = tokio::signal::ctrl_c() => return Err(CliError::new(Exit::Internal, "interrupted", "the demo was interrupted; nothing of it is left")),
+        findings = &mut performance => Some(findings),
+        () = interrupted() => None,
     };
+    drop(performance);
+    let Some(findings) = findings else {
+        place.clear().await;
+        let what = "the demo was interrupted; its processes and files are gone";
+        return Err(CliError::new(Exit::Internal, "interrupted", what));
+    };
+    let findings = findings?;
     let document = findings.document();
     output.result(&document, &findings.text(place.kept()));
     Ok(if findings.ok() {
@@ -93,6 +100,17 @@ impl Place {
         Ok(place)
     }
 
+    /// Removes what is not kept, once the roles that still write to it have ended.
+    async fn clear(&self) {
+        for _ in 0..100 {
+            drop(std::fs::remove_dir_all(&self.run));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if !self.run.exists() {
+                return;
+            }
+        }
+    }
+
     fn home(&self) -> Home {
         let mut home = Home::at(&self.root);
         home.run = self.run.join("run");
@@ -107,6 +125,18 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         drop(std::fs::remove_dir_all(&self.run));
+    }
+}
+
+/// Ctrl-C, or a polite request to end.
+async fn interrupted() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    match terminate {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
     }
 }
 
