@@ -22,7 +22,9 @@ impl SystemClock {
     /// Starts the monotonic count.
     #[must_use]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 }
 

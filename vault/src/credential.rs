@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use claviger_vault_memory::SecretBytes;
 use claviger_vault_protocol::admin::{CredentialRow, List, OfCredential, PUT_PURPOSE, Put, Rotate};
-use claviger_vault_protocol::{Binding, CredentialId, CredentialKind, Principal, Refusal, Sealed, Slot};
+use claviger_vault_protocol::{
+    Binding, CredentialId, CredentialKind, Principal, Refusal, Sealed, Slot,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Decision, Entry, Kind, Label, Op};
@@ -62,7 +64,15 @@ pub(crate) struct Credentials {
 impl Credential {
     /// What any answer may hold of it.
     pub(crate) fn row(&self) -> CredentialRow {
-        let Self { id, collection, name, kind, binding, variable, .. } = self.clone();
+        let Self {
+            id,
+            collection,
+            name,
+            kind,
+            binding,
+            variable,
+            ..
+        } = self.clone();
         CredentialRow {
             id,
             collection,
@@ -81,7 +91,12 @@ impl Credential {
     }
 
     pub(crate) fn place<'a>(&'a self, vault: &'a str) -> Place<'a> {
-        Place { vault, credential: &self.id, version: self.version, binding: &self.binding }
+        Place {
+            vault,
+            credential: &self.id,
+            version: self.version,
+            binding: &self.binding,
+        }
     }
 
     fn entry(&self, op: Op, asker: &Asker) -> Entry {
@@ -106,13 +121,18 @@ impl Credentials {
 
     /// The live credential of a name.
     pub(crate) fn named(&self, collection: &str, name: &str) -> Option<&Credential> {
-        self.live.get(&(collection.to_owned(), name.to_owned())).and_then(|id| self.rows.get(id))
+        self.live
+            .get(&(collection.to_owned(), name.to_owned()))
+            .and_then(|id| self.rows.get(id))
     }
 
     /// The live credentials of a collection, by name.
     pub(crate) fn of_collection(&self, collection: &str) -> Vec<&Credential> {
-        let mut found: Vec<&Credential> =
-            self.rows.values().filter(|row| row.collection == collection && row.archived_at_ms.is_none()).collect();
+        let mut found: Vec<&Credential> = self
+            .rows
+            .values()
+            .filter(|row| row.collection == collection && row.archived_at_ms.is_none())
+            .collect();
         found.sort_by(|one, other| one.name.cmp(&other.name));
         found
     }
@@ -160,7 +180,11 @@ impl Credentials {
 }
 
 /// `put`.
-pub(crate) async fn put(open: &Unsealed, asker: &Asker, query: Put) -> Result<CredentialRow, Refusal> {
+pub(crate) async fn put(
+    open: &Unsealed,
+    asker: &Asker,
+    query: Put,
+) -> Result<CredentialRow, Refusal> {
     check_name(&query)?;
     check_binding(&query)?;
     let _one_change = open.changes.lock().await;
@@ -174,19 +198,33 @@ pub(crate) async fn put(open: &Unsealed, asker: &Asker, query: Put) -> Result<Cr
             }
             match state.credentials.owner(&query.collection) {
                 Some(owner) if owner != principal => {
-                    return Err(not_permitted("this collection belongs to another workspace"));
+                    return Err(not_permitted(
+                        "this collection belongs to another workspace",
+                    ));
                 }
                 Some(_) => {}
                 None => {
-                    let owner = Owner { collection: query.collection.clone(), principal: principal.clone() };
+                    let owner = Owner {
+                        collection: query.collection.clone(),
+                        principal: principal.clone(),
+                    };
                     change.put(Class::Collection, &query.collection, &owner)?;
                 }
             }
         }
-        if state.credentials.named(&query.collection, &query.name).is_some() {
+        if state
+            .credentials
+            .named(&query.collection, &query.name)
+            .is_some()
+        {
             let (collection, name) = (&query.collection, &query.name);
-            return Err(Refusal::new("name_taken", format!("{collection} has a credential '{name}' already"))
-                .with_fix(format!("claviger secret rotate {name}, or archive it first: its binding cannot be changed")));
+            return Err(Refusal::new(
+                "name_taken",
+                format!("{collection} has a credential '{name}' already"),
+            )
+            .with_fix(format!(
+                "claviger secret rotate {name}, or archive it first: its binding cannot be changed"
+            )));
         }
     }
     let now = open.clock.wall_ms();
@@ -208,12 +246,31 @@ pub(crate) async fn put(open: &Unsealed, asker: &Asker, query: Put) -> Result<Cr
     let sealed = match (&query.secret, credential.kind) {
         (None, CredentialKind::None) => None,
         (Some(_), CredentialKind::None) => {
-            return Err(Refusal::new("malformed_request", "a credential of kind none takes no secret"));
+            return Err(Refusal::new(
+                "malformed_request",
+                "a credential of kind none takes no secret",
+            ));
         }
-        (None, _) => return Err(Refusal::new("empty_secret", "a credential of this kind needs a secret")),
+        (None, _) => {
+            return Err(Refusal::new(
+                "empty_secret",
+                "a credential of this kind needs a secret",
+            ));
+        }
         (Some(secret), _) => {
-            let Credential { collection, name, kind, binding, .. } = &credential;
-            let secret = receive(open, secret, &Put::associated(collection, name, *kind, binding), query.short)?;
+            let Credential {
+                collection,
+                name,
+                kind,
+                binding,
+                ..
+            } = &credential;
+            let secret = receive(
+                open,
+                secret,
+                &Put::associated(collection, name, *kind, binding),
+                query.short,
+            )?;
             Some(open.keyring.seal(credential.place(&open.vault), &secret)?)
         }
     };
@@ -221,29 +278,50 @@ pub(crate) async fn put(open: &Unsealed, asker: &Asker, query: Put) -> Result<Cr
     if let Some(sealed) = &sealed {
         change.put(Class::Secret, credential.id.as_str(), sealed)?;
     }
-    open.commit(change, credential.entry(Op::Put, asker)).await?;
+    open.commit(change, credential.entry(Op::Put, asker))
+        .await?;
     let mut state = open.state();
     if let (true, Some(principal)) = (asker.is_api(), query.principal) {
-        state.credentials.restore_owner(Owner { collection: credential.collection.clone(), principal });
+        state.credentials.restore_owner(Owner {
+            collection: credential.collection.clone(),
+            principal,
+        });
     }
     if let Some(sealed) = sealed {
-        state.credentials.restore_secret(credential.id.clone(), sealed);
+        state
+            .credentials
+            .restore_secret(credential.id.clone(), sealed);
     }
     state.credentials.restore(credential.clone());
     Ok(credential.row())
 }
 
 /// `rotate`: a new version; live grants get it with their next use.
-pub(crate) async fn rotate(open: &Unsealed, asker: &Asker, query: Rotate) -> Result<CredentialRow, Refusal> {
+pub(crate) async fn rotate(
+    open: &Unsealed,
+    asker: &Asker,
+    query: Rotate,
+) -> Result<CredentialRow, Refusal> {
     let _one_change = open.changes.lock().await;
     let mut credential = find(open, asker, &query.credential, query.principal.as_ref())?;
     if credential.archived_at_ms.is_some() {
-        return Err(Refusal::new("credential_archived", "an archived credential is not rotated"));
+        return Err(Refusal::new(
+            "credential_archived",
+            "an archived credential is not rotated",
+        ));
     }
     if credential.kind == CredentialKind::None {
-        return Err(Refusal::new("malformed_request", "a credential of kind none has no secret"));
+        return Err(Refusal::new(
+            "malformed_request",
+            "a credential of kind none has no secret",
+        ));
     }
-    let secret = receive(open, &query.secret, credential.id.as_str().as_bytes(), query.short)?;
+    let secret = receive(
+        open,
+        &query.secret,
+        credential.id.as_str().as_bytes(),
+        query.short,
+    )?;
     credential.version = credential.version.saturating_add(1);
     credential.rotated_at_ms = open.clock.wall_ms();
     let sealed = open.keyring.seal(credential.place(&open.vault), &secret)?;
@@ -252,14 +330,21 @@ pub(crate) async fn rotate(open: &Unsealed, asker: &Asker, query: Rotate) -> Res
     change.put(Class::Credential, credential.id.as_str(), &credential)?;
     change.put(Class::Secret, credential.id.as_str(), &sealed)?;
     change.overwrite_shredding();
-    open.commit(change, credential.entry(Op::Rotate, asker)).await?;
+    open.commit(change, credential.entry(Op::Rotate, asker))
+        .await?;
     let mut state = open.state();
-    state.credentials.restore_secret(credential.id.clone(), sealed);
+    state
+        .credentials
+        .restore_secret(credential.id.clone(), sealed);
     Ok(state.credentials.merge(credential))
 }
 
 /// `archive`: refused from this moment on, durable before the answer; the sealed secret goes.
-pub(crate) async fn archive(open: &Unsealed, asker: &Asker, query: OfCredential) -> Result<CredentialRow, Refusal> {
+pub(crate) async fn archive(
+    open: &Unsealed,
+    asker: &Asker,
+    query: OfCredential,
+) -> Result<CredentialRow, Refusal> {
     let _one_change = open.changes.lock().await;
     let mut credential = find(open, asker, &query.credential, query.principal.as_ref())?;
     if credential.archived_at_ms.is_some() {
@@ -275,12 +360,17 @@ pub(crate) async fn archive(open: &Unsealed, asker: &Asker, query: OfCredential)
     let mut change = Change::default();
     change.put(Class::Credential, credential.id.as_str(), &credential)?;
     change.shred(Class::Secret, credential.id.as_str());
-    open.commit(change, credential.entry(Op::Archive, asker)).await?;
+    open.commit(change, credential.entry(Op::Archive, asker))
+        .await?;
     Ok(row)
 }
 
 /// `delete`: as archive, and the record goes too.
-pub(crate) async fn delete(open: &Unsealed, asker: &Asker, query: OfCredential) -> Result<CredentialRow, Refusal> {
+pub(crate) async fn delete(
+    open: &Unsealed,
+    asker: &Asker,
+    query: OfCredential,
+) -> Result<CredentialRow, Refusal> {
     let _one_change = open.changes.lock().await;
     let credential = find(open, asker, &query.credential, query.principal.as_ref())?;
     {
@@ -297,33 +387,53 @@ pub(crate) async fn delete(open: &Unsealed, asker: &Asker, query: OfCredential) 
     let mut change = Change::default();
     change.delete(Class::Credential, credential.id.as_str());
     change.shred(Class::Secret, credential.id.as_str());
-    open.commit(change, credential.entry(Op::Delete, asker)).await?;
+    open.commit(change, credential.entry(Op::Delete, asker))
+        .await?;
     Ok(credential.row())
 }
 
 /// `list`: newest first.
-pub(crate) fn list(open: &Unsealed, asker: &Asker, query: &List) -> Result<Vec<CredentialRow>, Refusal> {
+pub(crate) fn list(
+    open: &Unsealed,
+    asker: &Asker,
+    query: &List,
+) -> Result<Vec<CredentialRow>, Refusal> {
     if asker.is_api() && matches!(query.collection.as_deref(), None | Some(LOCAL | SYSTEM)) {
-        return Err(not_permitted("an api lists one collection of its workspaces at a time"));
+        return Err(not_permitted(
+            "an api lists one collection of its workspaces at a time",
+        ));
     }
     let state = open.state();
     let mut rows: Vec<CredentialRow> = state
         .credentials
         .rows
         .values()
-        .filter(|row| query.collection.as_ref().is_none_or(|collection| &row.collection == collection))
+        .filter(|row| {
+            query
+                .collection
+                .as_ref()
+                .is_none_or(|collection| &row.collection == collection)
+        })
         .filter(|row| query.include_archived || row.archived_at_ms.is_none())
         .map(Credential::row)
         .collect();
     rows.sort_by(|one, other| {
-        other.created_at_ms.cmp(&one.created_at_ms).then_with(|| other.id.as_str().cmp(one.id.as_str()))
+        other
+            .created_at_ms
+            .cmp(&one.created_at_ms)
+            .then_with(|| other.id.as_str().cmp(one.id.as_str()))
     });
     Ok(rows)
 }
 
 /// `show`.
-pub(crate) fn show(open: &Unsealed, asker: &Asker, query: &OfCredential) -> Result<CredentialRow, Refusal> {
-    find(open, asker, &query.credential, query.principal.as_ref()).map(|credential| credential.row())
+pub(crate) fn show(
+    open: &Unsealed,
+    asker: &Asker,
+    query: &OfCredential,
+) -> Result<CredentialRow, Refusal> {
+    find(open, asker, &query.credential, query.principal.as_ref())
+        .map(|credential| credential.row())
 }
 
 impl Credentials {
@@ -359,7 +469,8 @@ fn find(
 }
 
 fn owner_of_request(principal: Option<&Principal>) -> Result<&Principal, Refusal> {
-    principal.ok_or_else(|| Refusal::new("malformed_request", "the workspace's principal is missing"))
+    principal
+        .ok_or_else(|| Refusal::new("malformed_request", "the workspace's principal is missing"))
 }
 
 fn not_permitted(why: &str) -> Refusal {
@@ -367,24 +478,44 @@ fn not_permitted(why: &str) -> Refusal {
 }
 
 /// Opens a secret that was sealed to the vault's key, and checks it.
-fn receive(open: &Unsealed, sealed: &Sealed, associated: &[u8], short: bool) -> Result<SecretBytes, Refusal> {
-    let secret = open.key_pair.open(sealed, PUT_PURPOSE, associated).map_err(|_| {
-        Refusal::new("malformed_request", "the secret was not sealed to this vault for this name and binding")
+fn receive(
+    open: &Unsealed,
+    sealed: &Sealed,
+    associated: &[u8],
+    short: bool,
+) -> Result<SecretBytes, Refusal> {
+    let secret = open
+        .key_pair
+        .open(sealed, PUT_PURPOSE, associated)
+        .map_err(|_| {
+            Refusal::new(
+                "malformed_request",
+                "the secret was not sealed to this vault for this name and binding",
+            )
             .with_fix("seal it again with the key in vault.pub")
-    })?;
+        })?;
     let bytes = secret.expose();
     if bytes.is_empty() {
         return Err(Refusal::new("empty_secret", "the secret is empty"));
     }
     if bytes.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-        return Err(Refusal::new("secret_has_line_break", "the secret contains a line break or a zero byte"));
+        return Err(Refusal::new(
+            "secret_has_line_break",
+            "the secret contains a line break or a zero byte",
+        ));
     }
     if bytes.len() > LARGEST {
-        return Err(Refusal::new("malformed_request", "a secret has at most 64 KiB"));
+        return Err(Refusal::new(
+            "malformed_request",
+            "a secret has at most 64 KiB",
+        ));
     }
     if bytes.len() < SHORT && !short {
-        return Err(Refusal::new("secret_too_short", "a secret under 12 bytes cannot be scrubbed from answers")
-            .with_fix("add --short if that is acceptable"));
+        return Err(Refusal::new(
+            "secret_too_short",
+            "a secret under 12 bytes cannot be scrubbed from answers",
+        )
+        .with_fix("add --short if that is acceptable"));
     }
     Ok(secret)
 }
@@ -395,15 +526,24 @@ fn check_name(query: &Put) -> Result<(), Refusal> {
         return malformed("a credential's name is 1 to 64 of A-Z a-z 0-9 _ . -");
     }
     let collection = query.collection.strip_prefix("vlt_").unwrap_or_default();
-    if collection.is_empty() || collection.len() > 64 || !collection.chars().all(|c| c.is_ascii_alphanumeric()) {
+    if collection.is_empty()
+        || collection.len() > 64
+        || !collection.chars().all(|c| c.is_ascii_alphanumeric())
+    {
         return malformed("a collection's name is vlt_ and 1 to 64 letters and digits");
     }
     if let Some(variable) = &query.variable {
         let legal = variable.len() <= 64
             && variable.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
-            && variable.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        let reserved = matches!(variable.as_str(), "HOME" | "LANG" | "PATH" | "SHELL" | "USER")
-            || ["LD_", "CLAVIGER_"].iter().any(|prefix| variable.starts_with(prefix))
+            && variable
+                .chars()
+                .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        let reserved = matches!(
+            variable.as_str(),
+            "HOME" | "LANG" | "PATH" | "SHELL" | "USER"
+        ) || ["LD_", "CLAVIGER_"]
+            .iter()
+            .any(|prefix| variable.starts_with(prefix))
             || variable.ends_with("_PROXY");
         if !legal || reserved {
             return malformed("this environment variable cannot carry a placeholder");
@@ -421,8 +561,15 @@ fn check_name(query: &Put) -> Result<(), Refusal> {
 /// A binding is taken only in its canonical form: what is compared later is compared byte by byte.
 fn check_binding(query: &Put) -> Result<(), Refusal> {
     let malformed = |why: &str| Err(Refusal::new("malformed_request", why));
-    let Binding { destination, methods, path_prefixes, slot } = &query.binding;
-    if claviger_vault_protocol::Destination::parse(&destination.origin()).as_ref() != Ok(destination) {
+    let Binding {
+        destination,
+        methods,
+        path_prefixes,
+        slot,
+    } = &query.binding;
+    if claviger_vault_protocol::Destination::parse(&destination.origin()).as_ref()
+        != Ok(destination)
+    {
         return malformed("the binding's destination is not in canonical form");
     }
     if methods.len() > 16 || !methods.iter().all(|method| is_method(method)) {
@@ -436,28 +583,54 @@ fn check_binding(query: &Put) -> Result<(), Refusal> {
             && !path.split('/').any(|segment| matches!(segment, "." | ".."))
     };
     if path_prefixes.len() > 64 || !path_prefixes.iter().all(is_prefix) {
-        return malformed("a binding's path prefixes start with / and have no query and no dot segments");
+        return malformed(
+            "a binding's path prefixes start with / and have no query and no dot segments",
+        );
     }
     let is_text = |text: &str| text.len() <= 256 && !text.chars().any(char::is_control);
     let is_token = |text: &str| {
-        !text.is_empty() && text.len() <= 128 && text.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
+        !text.is_empty()
+            && text.len() <= 128
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c))
     };
     let fits = match (query.kind, slot) {
         (CredentialKind::None, Slot::None) => true,
-        (CredentialKind::Basic, Slot::Basic { username }) => is_text(username) && !username.contains(':'),
+        (CredentialKind::Basic, Slot::Basic { username }) => {
+            is_text(username) && !username.contains(':')
+        }
         (CredentialKind::Bearer | CredentialKind::Header, Slot::Header { name, prefix }) => {
-            let foreign = ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer"];
-            is_token(name) && name.to_ascii_lowercase() == *name && !foreign.contains(&name.as_str()) && is_text(prefix)
+            let foreign = [
+                "host",
+                "content-length",
+                "transfer-encoding",
+                "connection",
+                "upgrade",
+                "te",
+                "trailer",
+            ];
+            is_token(name)
+                && name.to_ascii_lowercase() == *name
+                && !foreign.contains(&name.as_str())
+                && is_text(prefix)
         }
         (CredentialKind::Query, Slot::Query { name }) => is_token(name),
         _ => false,
     };
-    if fits { Ok(()) } else { malformed("the binding's slot does not fit the credential's kind") }
+    if fits {
+        Ok(())
+    } else {
+        malformed("the binding's slot does not fit the credential's kind")
+    }
 }
 
 /// Whether a text is a credential's or tool's name.
 pub(crate) fn is_name(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+    (1..=64).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
 }
 
 /// Whether a text is an HTTP method as bindings and permits write it.

@@ -43,7 +43,10 @@ mod tests {
 
     #[test]
     fn joined_parts_cannot_be_confused() {
-        assert_ne!(length_prefixed(&[b"ab", b"c"]), length_prefixed(&[b"a", b"bc"]));
+        assert_ne!(
+            length_prefixed(&[b"ab", b"c"]),
+            length_prefixed(&[b"a", b"bc"])
+        );
         assert_ne!(length_prefixed(&[b"ab"]), length_prefixed(&[b"ab", b""]));
     }
 
@@ -57,7 +60,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_unpad_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40)) {
-            let _ = unpad(&bytes);
+            drop(unpad(&bytes));
         }
     }
 }

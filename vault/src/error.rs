@@ -59,7 +59,10 @@ impl VaultError {
     /// Makes a mapper for the errors of one file or directory.
     pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |error| Self::File { path, what: error.to_string() }
+        move |error| Self::File {
+            path,
+            what: error.to_string(),
+        }
     }
 }
 

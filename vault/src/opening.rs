@@ -111,7 +111,13 @@ pub(crate) struct Openings(HashMap<String, Live>);
 
 impl Live {
     fn new(session: Session) -> Self {
-        Self { session, keys: HashMap::new(), opened_monotonic_ms: None, registration: None, is_touched: false }
+        Self {
+            session,
+            keys: HashMap::new(),
+            opened_monotonic_ms: None,
+            registration: None,
+            is_touched: false,
+        }
     }
 
     pub(crate) fn charter(&self) -> &Charter {
@@ -131,11 +137,19 @@ impl Live {
     }
 
     pub(crate) fn grant(&self, grant: &GrantId) -> Option<&Grant> {
-        self.session.opening.as_ref()?.grants.iter().find(|candidate| &candidate.grant == grant)
+        self.session
+            .opening
+            .as_ref()?
+            .grants
+            .iter()
+            .find(|candidate| &candidate.grant == grant)
     }
 
     pub(crate) fn is_model_grant(&self, grant: &GrantId) -> bool {
-        self.session.opening.as_ref().is_some_and(|opening| opening.model_grant.as_ref() == Some(grant))
+        self.session
+            .opening
+            .as_ref()
+            .is_some_and(|opening| opening.model_grant.as_ref() == Some(grant))
     }
 
     /// How far the opening has come for one tools instance.
@@ -146,7 +160,9 @@ impl Live {
             Some(opening) => match opening.phase {
                 Phase::Ended => Standing::Ended,
                 Phase::Opened => Standing::NotAccepted,
-                Phase::Accepted | Phase::Live if opening.acceptor == Some(tools.into()) => Standing::Accepted,
+                Phase::Accepted | Phase::Live if opening.acceptor == Some(tools.into()) => {
+                    Standing::Accepted
+                }
                 Phase::Accepted | Phase::Live => Standing::NotAccepted,
             },
         }
@@ -154,7 +170,12 @@ impl Live {
 
     /// Marks the first use, and renews a seat's lease.
     pub(crate) fn used(&mut self, now_ms: u64) {
-        if let Some(opening) = self.session.opening.as_mut().filter(|opening| opening.phase == Phase::Accepted) {
+        if let Some(opening) = self
+            .session
+            .opening
+            .as_mut()
+            .filter(|opening| opening.phase == Phase::Accepted)
+        {
             opening.phase = Phase::Live;
             self.is_touched = true;
         }
@@ -165,11 +186,18 @@ impl Live {
     }
 
     fn is_overdue(&self, clock: &dyn Clock) -> bool {
-        let Some(opening) = self.session.opening.as_ref().filter(|opening| opening.phase == Phase::Opened) else {
+        let Some(opening) = self
+            .session
+            .opening
+            .as_ref()
+            .filter(|opening| opening.phase == Phase::Opened)
+        else {
             return false;
         };
         let by_wall = clock.wall_ms().saturating_sub(opening.opened_at_ms);
-        let by_process = self.opened_monotonic_ms.map_or(0, |opened| clock.monotonic_ms().saturating_sub(opened));
+        let by_process = self
+            .opened_monotonic_ms
+            .map_or(0, |opened| clock.monotonic_ms().saturating_sub(opened));
         by_wall.max(by_process) >= ACCEPT_WITHIN_MS
     }
 
@@ -202,7 +230,10 @@ impl Live {
 
 impl From<&Registered> for Acceptor {
     fn from(tools: &Registered) -> Self {
-        Self { instance: tools.instance.clone(), key: tools.key.to_string() }
+        Self {
+            instance: tools.instance.clone(),
+            key: tools.key.to_string(),
+        }
     }
 }
 
@@ -217,7 +248,12 @@ impl Openings {
 
     /// Number of openings that are neither ended nor void.
     pub(crate) fn count_live(&self) -> u64 {
-        let is_live = |live: &&Live| live.session.opening.as_ref().is_some_and(|o| o.phase != Phase::Ended);
+        let is_live = |live: &&Live| {
+            live.session
+                .opening
+                .as_ref()
+                .is_some_and(|o| o.phase != Phase::Ended)
+        };
         self.0.values().filter(is_live).count() as u64
     }
 
@@ -228,10 +264,18 @@ impl Openings {
         unwrap: impl Fn(&str, &str) -> Result<SecretBytes, VaultError>,
     ) -> Result<(), VaultError> {
         let mut live = Live::new(session);
-        if let Some(opening) = live.session.opening.as_ref().filter(|opening| opening.phase != Phase::Ended) {
+        if let Some(opening) = live
+            .session
+            .opening
+            .as_ref()
+            .filter(|opening| opening.phase != Phase::Ended)
+        {
             for grant in &opening.grants {
                 if let Some(wrapped) = &grant.key {
-                    live.keys.insert(grant.grant.clone(), Arc::new(unwrap(grant.grant.as_str(), wrapped)?));
+                    live.keys.insert(
+                        grant.grant.clone(),
+                        Arc::new(unwrap(grant.grant.as_str(), wrapped)?),
+                    );
                 }
             }
         }
@@ -245,17 +289,27 @@ impl Openings {
         let now = clock.wall_ms();
         self.0.retain(|name, live| {
             let is_over = live.session.charter.expires_at_ms <= now;
-            let is_open = live.session.opening.as_ref().is_some_and(|opening| opening.phase != Phase::Ended);
+            let is_open = live
+                .session
+                .opening
+                .as_ref()
+                .is_some_and(|opening| opening.phase != Phase::Ended);
             if is_open && (is_over || live.is_overdue(clock)) {
                 live.end();
-                let reason = if is_over { "charter_expired" } else { "opening_void" };
+                let reason = if is_over {
+                    "charter_expired"
+                } else {
+                    "opening_void"
+                };
                 entries.push(Entry {
                     reason_code: Some(Label::new(reason)),
                     ..live.entry(Op::EndOpening, Decision::None)
                 });
                 live.is_touched = true;
             }
-            if is_over && (live.session.is_seat || live.session.charter.expires_at_ms + KEEP_MS <= now) {
+            if is_over
+                && (live.session.is_seat || live.session.charter.expires_at_ms + KEEP_MS <= now)
+            {
                 change.delete(Class::Session, name);
                 return false;
             }
@@ -270,8 +324,13 @@ impl Openings {
 
     fn end_seats_of(&mut self, is_gone: impl Fn(&str) -> bool, change: &mut Change) {
         self.0.retain(|name, live| {
-            let acceptor = live.session.opening.as_ref().and_then(|opening| opening.acceptor.as_ref());
-            let ends = live.session.is_seat && acceptor.is_some_and(|acceptor| is_gone(&acceptor.instance));
+            let acceptor = live
+                .session
+                .opening
+                .as_ref()
+                .and_then(|opening| opening.acceptor.as_ref());
+            let ends = live.session.is_seat
+                && acceptor.is_some_and(|acceptor| is_gone(&acceptor.instance));
             if ends {
                 change.delete(Class::Session, name);
             }
@@ -284,11 +343,21 @@ impl Openings {
 const KEEP_MS: u64 = 24 * 3_600_000;
 
 /// `open_session`.
-pub(crate) async fn open_session(open: &Unsealed, asker: &Asker, query: OpenSession) -> Result<Opening, Refusal> {
+pub(crate) async fn open_session(
+    open: &Unsealed,
+    asker: &Asker,
+    query: OpenSession,
+) -> Result<Opening, Refusal> {
     if query.epoch == 0 || query.instance.is_empty() || query.instance.len() > 128 {
-        return Err(Refusal::new("malformed_request", "an opening names an epoch from 1 and a harness instance"));
+        return Err(Refusal::new(
+            "malformed_request",
+            "an opening names an epoch from 1 and a harness instance",
+        ));
     }
-    let opener = Opener { connection: asker.instance.clone(), instance: query.instance.clone() };
+    let opener = Opener {
+        connection: asker.instance.clone(),
+        instance: query.instance.clone(),
+    };
     let opened = {
         let mut state = open.state();
         try_open(open, &mut state, &opener, &query)
@@ -305,7 +374,10 @@ pub(crate) async fn open_session(open: &Unsealed, asker: &Asker, query: OpenSess
                 session: Some(Label::new(&query.session)),
                 epoch: Some(query.epoch),
                 harness: Some(Label::new(&query.instance)),
-                ..asker.entry(Kind::Opening, if is_flag { Op::Flag } else { Op::OpenSession })
+                ..asker.entry(
+                    Kind::Opening,
+                    if is_flag { Op::Flag } else { Op::OpenSession },
+                )
             };
             open.deny(asker, reason, entry).await;
             Err(refusal(reason))
@@ -322,7 +394,11 @@ fn try_open(
     query: &OpenSession,
 ) -> Result<Opened, &'static str> {
     let now = open.clock.wall_ms();
-    let live = state.openings.get_mut(&query.session).filter(|live| !live.is_seat()).ok_or("charter_not_found")?;
+    let live = state
+        .openings
+        .get_mut(&query.session)
+        .filter(|live| !live.is_seat())
+        .ok_or("charter_not_found")?;
     if now >= live.session.charter.expires_at_ms {
         return Err("charter_expired");
     }
@@ -349,7 +425,11 @@ fn try_open(
     let (selected, model) = grants::select(state, &charter, &open.first_key());
     let made = grants::make(open, state, &charter.session, query.epoch, &selected)?;
     let model_grant = model
-        .and_then(|model| made.envelopes.iter().find(|envelope| envelope.credential == model))
+        .and_then(|model| {
+            made.envelopes
+                .iter()
+                .find(|envelope| envelope.credential == model)
+        })
         .map(|envelope| envelope.grant.clone());
     let answer = Opening {
         opening: OpeningId::random(),
@@ -361,7 +441,10 @@ fn try_open(
         grants: made.envelopes,
         expires_at_ms: charter.expires_at_ms,
     };
-    let live = state.openings.get_mut(&query.session).ok_or("charter_not_found")?;
+    let live = state
+        .openings
+        .get_mut(&query.session)
+        .ok_or("charter_not_found")?;
     live.session.newest_epoch = query.epoch;
     live.session.opening = Some(Stored {
         id: answer.opening.clone(),
@@ -389,7 +472,10 @@ fn try_open(
         reason_code: (step > 1).then(|| Label::new(&format!("{}_epochs_void", step - 1))),
         ..live.entry(Op::OpenSession, Decision::Allow)
     };
-    Ok((answer, Some(open.enqueue(change, entry).map_err(|_| "internal")?)))
+    Ok((
+        answer,
+        Some(open.enqueue(change, entry).map_err(|_| "internal")?),
+    ))
 }
 
 /// `accept`.
@@ -430,7 +516,11 @@ fn try_accept(
     is_current: impl Fn(&str) -> bool,
     query: &Accept,
 ) -> Result<Opened, &'static str> {
-    let live = state.openings.get(&query.session).filter(|live| !live.is_seat()).ok_or("opening_not_found")?;
+    let live = state
+        .openings
+        .get(&query.session)
+        .filter(|live| !live.is_seat())
+        .ok_or("opening_not_found")?;
     if query.epoch < live.session.newest_epoch {
         return Err("epoch_stale");
     }
@@ -452,19 +542,29 @@ fn try_accept(
             // The same instance may ask once more only over a new connection, where the first
             // answer may have been lost; another one only after the first is gone.
             let is_again = by_same && live.registration != Some(tools.registration);
-            let is_next = !by_same && !opening.acceptor.as_ref().is_some_and(|first| is_current(&first.instance));
+            let is_next = !by_same
+                && !opening
+                    .acceptor
+                    .as_ref()
+                    .is_some_and(|first| is_current(&first.instance));
             if !(is_again || is_next) {
                 return Err("already_accepted");
             }
         }
     }
     let envelopes = grants::renew(open, state, &query.session)?;
-    let live = state.openings.get_mut(&query.session).ok_or("opening_not_found")?;
+    let live = state
+        .openings
+        .get_mut(&query.session)
+        .ok_or("opening_not_found")?;
     live.registration = Some(tools.registration);
     let charter = live.session.charter.clone();
     let opening = live.session.opening.as_mut().ok_or("opening_not_found")?;
     for grant in &mut opening.grants {
-        if let Some(envelope) = envelopes.iter().find(|envelope| envelope.grant == grant.grant) {
+        if let Some(envelope) = envelopes
+            .iter()
+            .find(|envelope| envelope.grant == grant.grant)
+        {
             grant.version = envelope.version;
         }
     }
@@ -485,8 +585,14 @@ fn try_accept(
     };
     let mut change = Change::default();
     live.store(&mut change).map_err(|_| "internal")?;
-    let entry = Entry { count: Some(answer.grants.len() as u64), ..live.entry(Op::Accept, Decision::Allow) };
-    Ok((answer, Some(open.enqueue(change, entry).map_err(|_| "internal")?)))
+    let entry = Entry {
+        count: Some(answer.grants.len() as u64),
+        ..live.entry(Op::Accept, Decision::Allow)
+    };
+    Ok((
+        answer,
+        Some(open.enqueue(change, entry).map_err(|_| "internal")?),
+    ))
 }
 
 /// `end_opening` by whoever holds the opening: its harness, or the tools instance of a seat.
@@ -522,11 +628,19 @@ fn try_end(
     tools: Option<&Registered>,
     query: &EndOpening,
 ) -> Result<Option<crate::vault::Pending>, &'static str> {
-    let live = state.openings.get_mut(&query.session).ok_or("opening_not_found")?;
+    let live = state
+        .openings
+        .get_mut(&query.session)
+        .ok_or("opening_not_found")?;
     if query.epoch < live.session.newest_epoch {
         return Err("epoch_stale");
     }
-    let opening = live.session.opening.as_ref().filter(|o| o.epoch == query.epoch).ok_or("opening_not_found")?;
+    let opening = live
+        .session
+        .opening
+        .as_ref()
+        .filter(|o| o.epoch == query.epoch)
+        .ok_or("opening_not_found")?;
     let is_holder = match tools {
         Some(tools) => live.session.is_seat && opening.acceptor == Some(tools.into()),
         None => !live.session.is_seat && opening.opener.connection == asker.instance,
@@ -554,11 +668,16 @@ fn try_end(
 }
 
 /// Ends the seats of tools instances that are gone, when another one registers.
-pub(crate) async fn end_seats(open: &Unsealed, is_current: impl Fn(&str) -> bool) -> Result<(), Refusal> {
+pub(crate) async fn end_seats(
+    open: &Unsealed,
+    is_current: impl Fn(&str) -> bool,
+) -> Result<(), Refusal> {
     let ticket = {
         let mut state = open.state();
         let mut change = Change::default();
-        state.openings.end_seats_of(|instance| !is_current(instance), &mut change);
+        state
+            .openings
+            .end_seats_of(|instance| !is_current(instance), &mut change);
         open.store.enqueue(change)
     };
     Ok(open.store.committed(ticket).await?)
@@ -578,7 +697,9 @@ fn refusal(reason: &'static str) -> Refusal {
     };
     let refusal = Refusal::new(reason, message);
     match reason {
-        "opening_void" | "epoch_stale" => refusal.with_fix("wake the session again with a new lease"),
+        "opening_void" | "epoch_stale" => {
+            refusal.with_fix("wake the session again with a new lease")
+        }
         _ => refusal,
     }
 }

@@ -28,16 +28,24 @@ impl Verifier {
     /// Makes the verifier of a passphrase.
     pub(crate) fn new(passphrase: &SecretBytes) -> Result<Self, VaultError> {
         if passphrase.len() < SHORTEST {
-            return Err(VaultError::Seal(format!("a passphrase has at least {SHORTEST} bytes")));
+            return Err(VaultError::Seal(format!(
+                "a passphrase has at least {SHORTEST} bytes"
+            )));
         }
         let derivation = Derivation::fresh()?;
         let commitment = commitment(&derivation.derive(passphrase)?)?;
-        Ok(Self { derivation, commitment })
+        Ok(Self {
+            derivation,
+            commitment,
+        })
     }
 
     /// Whether this is the passphrase; compared in constant time.
     pub(crate) fn admits(&self, passphrase: &SecretBytes) -> Result<bool, VaultError> {
-        Ok(is_same(&commitment(&self.derivation.derive(passphrase)?)?, &self.commitment))
+        Ok(is_same(
+            &commitment(&self.derivation.derive(passphrase)?)?,
+            &self.commitment,
+        ))
     }
 }
 
@@ -52,13 +60,18 @@ pub(crate) struct Attempts {
 impl Attempts {
     /// Refuses while callers have to wait.
     pub(crate) fn check(&self, now_ms: u64) -> Result<(), Refusal> {
-        let Some(over) = self.failures.checked_sub(FREE_FAILURES) else { return Ok(()) };
+        let Some(over) = self.failures.checked_sub(FREE_FAILURES) else {
+            return Ok(());
+        };
         let wait = LONGEST_WAIT_MS.min(1_000_u64.saturating_mul(1 << over.min(16)));
         let left = (self.last_failure_ms + wait).saturating_sub(now_ms);
         if left == 0 {
             return Ok(());
         }
-        Err(Refusal::new("too_many_attempts", format!("too many wrong passphrases; wait {} s", left.div_ceil(1000))))
+        Err(Refusal::new(
+            "too_many_attempts",
+            format!("too many wrong passphrases; wait {} s", left.div_ceil(1000)),
+        ))
     }
 
     /// Takes one sealed authentication; false where it served before.

@@ -55,13 +55,19 @@ impl Permits {
 
     /// Answer to `list_permits`.
     pub(crate) fn answer(&self) -> Answer {
-        Answer { policy_version: self.version, permits: self.by_tool.values().cloned().collect() }
+        Answer {
+            policy_version: self.version,
+            permits: self.by_tool.values().cloned().collect(),
+        }
     }
 }
 
 /// Whether a permit names a principal.
 pub(crate) fn names(permit: &Permit, principal: &Principal) -> bool {
-    permit.principals.iter().any(|named| named == principal || named.as_str() == "*")
+    permit
+        .principals
+        .iter()
+        .any(|named| named == principal || named.as_str() == "*")
 }
 
 /// How far an opening has come, as the decision sees it.
@@ -105,7 +111,11 @@ pub(crate) struct Facts<'a> {
 /// Decides one use; the reason code where it is refused.
 pub(crate) fn decide(asked: &AuthorizeUse, facts: &Facts<'_>) -> Result<(), &'static str> {
     if asked.epoch != facts.newest_epoch {
-        return Err(if asked.epoch < facts.newest_epoch { "epoch_stale" } else { "opening_not_found" });
+        return Err(if asked.epoch < facts.newest_epoch {
+            "epoch_stale"
+        } else {
+            "opening_not_found"
+        });
     }
     match facts.standing {
         Standing::Accepted => {}
@@ -133,11 +143,18 @@ pub(crate) fn decide(asked: &AuthorizeUse, facts: &Facts<'_>) -> Result<(), &'st
             }
         }
         tool => {
-            let chartered = facts.is_seat || facts.tools.iter().any(|named| named == tool || named == "*");
+            let chartered = facts.is_seat
+                || facts
+                    .tools
+                    .iter()
+                    .any(|named| named == tool || named == "*");
             if !chartered || grant.is_model {
                 return Err("tool_not_permitted");
             }
-            let permit = facts.permit.filter(|permit| permit.tool == tool).ok_or("tool_not_permitted")?;
+            let permit = facts
+                .permit
+                .filter(|permit| permit.tool == tool)
+                .ok_or("tool_not_permitted")?;
             if permit.tool_hash != asked.tool_hash {
                 return Err("tool_changed");
             }
@@ -150,7 +167,9 @@ pub(crate) fn decide(asked: &AuthorizeUse, facts: &Facts<'_>) -> Result<(), &'st
             methods = &permit.methods;
         }
     }
-    credential.binding.admits(&asked.destination, &asked.method, &asked.path)?;
+    credential
+        .binding
+        .admits(&asked.destination, &asked.method, &asked.path)?;
     if !methods.is_empty() && !methods.iter().any(|method| method == &asked.method) {
         return Err("method_not_permitted");
     }
@@ -161,7 +180,9 @@ pub(crate) fn decide(asked: &AuthorizeUse, facts: &Facts<'_>) -> Result<(), &'st
 pub(crate) fn fix(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "tool_changed" => "look at the tool's file, then claviger tool add",
-        "tool_not_permitted" | "principal_not_permitted" | "method_not_permitted" => "claviger tool add",
+        "tool_not_permitted" | "principal_not_permitted" | "method_not_permitted" => {
+            "claviger tool add"
+        }
         "credential_archived" => "claviger secret add, then start the session again",
         "destination_not_bound" | "method_not_bound" | "path_not_bound" => {
             "a binding cannot be changed; give the secret again with another one"
@@ -172,7 +193,11 @@ pub(crate) fn fix(reason: &str) -> Option<&'static str> {
 }
 
 /// `permit_tool`.
-pub(crate) async fn permit_tool(open: &Unsealed, asker: &Asker, permit: Permit) -> Result<Answer, Refusal> {
+pub(crate) async fn permit_tool(
+    open: &Unsealed,
+    asker: &Asker,
+    permit: Permit,
+) -> Result<Answer, Refusal> {
     let malformed = |why: &str| Err(Refusal::new("malformed_request", why));
     if !is_name(&permit.tool) || matches!(permit.tool.as_str(), MODEL | EGRESS) {
         return malformed("this is no name for a tool");
@@ -195,12 +220,26 @@ pub(crate) async fn permit_tool(open: &Unsealed, asker: &Asker, permit: Permit) 
             .get(&permit.credential)
             .ok_or_else(|| Refusal::new("credential_not_found", "there is no such credential"))?;
         if credential.archived_at_ms.is_some() {
-            return Err(Refusal::new("credential_archived", "the credential is archived"));
+            return Err(Refusal::new(
+                "credential_archived",
+                "the credential is archived",
+            ));
         }
         state.permits.version + 1
     };
-    change.put(Class::Permit, &open.keys.blind("permit", &permit.tool), &permit)?;
-    change.put(Class::Policy, "policy", &Policy { version, first_key: open.first_key() })?;
+    change.put(
+        Class::Permit,
+        &open.keys.blind("permit", &permit.tool),
+        &permit,
+    )?;
+    change.put(
+        Class::Policy,
+        "policy",
+        &Policy {
+            version,
+            first_key: open.first_key(),
+        },
+    )?;
     let entry = Entry {
         decision: Decision::Allow,
         tool: Some(Label::new(&permit.tool)),
@@ -217,19 +256,33 @@ pub(crate) async fn permit_tool(open: &Unsealed, asker: &Asker, permit: Permit) 
 }
 
 /// `revoke_tool`: refused from this moment on.
-pub(crate) async fn revoke_tool(open: &Unsealed, asker: &Asker, query: RevokeTool) -> Result<Answer, Refusal> {
+pub(crate) async fn revoke_tool(
+    open: &Unsealed,
+    asker: &Asker,
+    query: RevokeTool,
+) -> Result<Answer, Refusal> {
     let _one_change = open.changes.lock().await;
     let (version, answer) = {
         let mut state = open.state();
         if state.permits.by_tool.remove(&query.tool).is_none() {
-            return Err(Refusal::new("tool_not_permitted", "this tool has no permit"));
+            return Err(Refusal::new(
+                "tool_not_permitted",
+                "this tool has no permit",
+            ));
         }
         state.permits.version += 1;
         (state.permits.version, state.permits.answer())
     };
     let mut change = Change::default();
     change.delete(Class::Permit, &open.keys.blind("permit", &query.tool));
-    change.put(Class::Policy, "policy", &Policy { version, first_key: open.first_key() })?;
+    change.put(
+        Class::Policy,
+        "policy",
+        &Policy {
+            version,
+            first_key: open.first_key(),
+        },
+    )?;
     let entry = Entry {
         decision: Decision::Allow,
         tool: Some(Label::new(&query.tool)),

@@ -59,7 +59,14 @@ pub async fn run(
     admin: Option<UnixListener>,
     stop: CancellationToken,
 ) -> Result<(), VaultError> {
-    run_with_clock(options, connections, admin, stop, Arc::new(SystemClock::new())).await
+    run_with_clock(
+        options,
+        connections,
+        admin,
+        stop,
+        Arc::new(SystemClock::new()),
+    )
+    .await
 }
 
 /// As [`run`], with a clock of the caller's.
@@ -105,21 +112,42 @@ pub async fn run_with_clock(
     Ok(())
 }
 
-fn accept(vault: &Arc<Vault>, connection: Connection, tasks: &TaskTracker, serving: &CancellationToken) {
-    let Connection { role, instance, stream } = connection;
-    let asker = Asker { role, instance, peer: None };
+fn accept(
+    vault: &Arc<Vault>,
+    connection: Connection,
+    tasks: &TaskTracker,
+    serving: &CancellationToken,
+) {
+    let Connection {
+        role,
+        instance,
+        stream,
+    } = connection;
+    let asker = Asker {
+        role,
+        instance,
+        peer: None,
+    };
     let (vault, stop) = (Arc::clone(vault), serving.clone());
     match role {
         Role::Api => {
             tasks.spawn(serve_logged(Arc::new(Api { vault, asker }), stream, stop));
         }
         Role::Harness => {
-            let endpoint = Harness { vault, asker, instance: OnceLock::new() };
+            let endpoint = Harness {
+                vault,
+                asker,
+                instance: OnceLock::new(),
+            };
             tasks.spawn(serve_logged(Arc::new(endpoint), stream, stop));
         }
         Role::Tools => {
-            let endpoint =
-                Tools { vault, asker, registered: OnceLock::new(), recorded: tokio::sync::OnceCell::new() };
+            let endpoint = Tools {
+                vault,
+                asker,
+                registered: OnceLock::new(),
+                recorded: tokio::sync::OnceCell::new(),
+            };
             tasks.spawn(serve_logged(Arc::new(endpoint), stream, stop));
         }
         // The operator comes by the socket, where the kernel says who it is.
@@ -127,15 +155,24 @@ fn accept(vault: &Arc<Vault>, connection: Connection, tasks: &TaskTracker, servi
     }
 }
 
-async fn serve_logged<V: claviger_vault_protocol::wire::Verbs>(verbs: Arc<V>, stream: UnixStream, stop: CancellationToken) {
+async fn serve_logged<V: claviger_vault_protocol::wire::Verbs>(
+    verbs: Arc<V>,
+    stream: UnixStream,
+    stop: CancellationToken,
+) {
     if let Err(error) = serve(verbs, stream, stop).await {
         tracing::debug!(%error, "a connection ended");
     }
 }
 
 /// The next peer of the operator's socket that may use it.
-async fn next_operator(admin: Option<&UnixListener>, operators: &[u32]) -> Option<(UnixStream, Asker)> {
-    let Some(admin) = admin else { return std::future::pending().await };
+async fn next_operator(
+    admin: Option<&UnixListener>,
+    operators: &[u32],
+) -> Option<(UnixStream, Asker)> {
+    let Some(admin) = admin else {
+        return std::future::pending().await;
+    };
     let stream = match admin.accept().await {
         Ok((stream, _)) => stream,
         Err(error) => {
@@ -152,6 +189,10 @@ async fn next_operator(admin: Option<&UnixListener>, operators: &[u32]) -> Optio
         return None;
     }
     let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
-    let asker = Asker { role: Role::Admin, instance: format!("operator:uid:{uid}"), peer: Some((uid, pid)) };
+    let asker = Asker {
+        role: Role::Admin,
+        instance: format!("operator:uid:{uid}"),
+        peer: Some((uid, pid)),
+    };
     Some((stream, asker))
 }

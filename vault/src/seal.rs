@@ -46,13 +46,22 @@ enum Kind {
 
 impl Stanza {
     /// Wraps the root key.
-    pub(crate) fn wrap(vault: &str, input: Input<'_>, root: &SecretBytes) -> Result<Self, VaultError> {
+    pub(crate) fn wrap(
+        vault: &str,
+        input: Input<'_>,
+        root: &SecretBytes,
+    ) -> Result<Self, VaultError> {
         let kind = match input {
             Input::KeyFile(_) => Kind::KeyFile,
             Input::Passphrase(passphrase) if passphrase.len() < passphrase::SHORTEST => {
-                return Err(VaultError::Seal(format!("a passphrase has at least {} bytes", passphrase::SHORTEST)));
+                return Err(VaultError::Seal(format!(
+                    "a passphrase has at least {} bytes",
+                    passphrase::SHORTEST
+                )));
             }
-            Input::Passphrase(_) => Kind::Passphrase { derivation: Derivation::fresh()? },
+            Input::Passphrase(_) => Kind::Passphrase {
+                derivation: Derivation::fresh()?,
+            },
         };
         let mut stanza = Self {
             id: format!("seal_{}", uuid::Uuid::new_v4().simple()),
@@ -62,7 +71,11 @@ impl Stanza {
         };
         let key = stanza.wrapping_key(vault, input)?;
         stanza.commitment = commitment(&key)?;
-        stanza.wrapped = BASE64.encode(cipher::seal(&key, &stanza.associated(vault)?, root.expose())?);
+        stanza.wrapped = BASE64.encode(cipher::seal(
+            &key,
+            &stanza.associated(vault)?,
+            root.expose(),
+        )?);
         Ok(stanza)
     }
 
@@ -70,7 +83,11 @@ impl Stanza {
     ///
     /// # Errors
     /// [`VaultError::StoreTampered`] where the input is right and the stanza is not.
-    pub(crate) fn unwrap(&self, vault: &str, input: Input<'_>) -> Result<Option<SecretBytes>, VaultError> {
+    pub(crate) fn unwrap(
+        &self,
+        vault: &str,
+        input: Input<'_>,
+    ) -> Result<Option<SecretBytes>, VaultError> {
         if !self.takes(input) {
             return Ok(None);
         }
@@ -80,7 +97,9 @@ impl Stanza {
         }
         let altered = || VaultError::StoreTampered(format!("stanza {} does not open", self.id));
         let wrapped = BASE64.decode(&self.wrapped).map_err(|_| altered())?;
-        cipher::open(&key, &self.associated(vault)?, &wrapped).map(Some).map_err(|_| altered())
+        cipher::open(&key, &self.associated(vault)?, &wrapped)
+            .map(Some)
+            .map_err(|_| altered())
     }
 
     /// Whether this seal is opened with such an input.
@@ -102,15 +121,27 @@ impl Stanza {
     fn wrapping_key(&self, vault: &str, input: Input<'_>) -> Result<SecretBytes, VaultError> {
         let material = match (&self.kind, input) {
             (Kind::KeyFile, Input::KeyFile(directory)) => key_file::read(directory)?,
-            (Kind::Passphrase { derivation }, Input::Passphrase(passphrase)) => derivation.derive(passphrase)?,
-            _ => return Err(VaultError::Seal("this input belongs to another kind of seal".to_owned())),
+            (Kind::Passphrase { derivation }, Input::Passphrase(passphrase)) => {
+                derivation.derive(passphrase)?
+            }
+            _ => {
+                return Err(VaultError::Seal(
+                    "this input belongs to another kind of seal".to_owned(),
+                ));
+            }
         };
-        let info = length_prefixed(&[b"claviger/seal/v1", vault.as_bytes(), self.id.as_bytes(), self.kind().as_bytes()]);
+        let info = length_prefixed(&[
+            b"claviger/seal/v1",
+            vault.as_bytes(),
+            self.id.as_bytes(),
+            self.kind().as_bytes(),
+        ]);
         Ok(cipher::hkdf(&material, &info)?)
     }
 
     fn associated(&self, vault: &str) -> Result<Vec<u8>, VaultError> {
-        let kind = serde_json::to_vec(&self.kind).map_err(|error| VaultError::Seal(error.to_string()))?;
+        let kind =
+            serde_json::to_vec(&self.kind).map_err(|error| VaultError::Seal(error.to_string()))?;
         Ok(length_prefixed(&[
             b"claviger/stanza/v1",
             vault.as_bytes(),
@@ -123,7 +154,9 @@ impl Stanza {
 
 /// Hex commitment to a key.
 pub(crate) fn commitment(key: &SecretBytes) -> Result<String, VaultError> {
-    Ok(hex::encode(cipher::hkdf(key, b"claviger/commitment/v1")?.expose()))
+    Ok(hex::encode(
+        cipher::hkdf(key, b"claviger/commitment/v1")?.expose(),
+    ))
 }
 
 /// Compares two commitments in constant time.
@@ -147,9 +180,18 @@ mod tests {
         let root = SecretBytes::random(32).unwrap();
         let input = Input::KeyFile(directory.path());
         let stanza = Stanza::wrap("vault_1", input, &root).unwrap();
-        assert!(stanza.unwrap("vault_1", input).unwrap().unwrap().is_equal(root.expose()));
+        assert!(
+            stanza
+                .unwrap("vault_1", input)
+                .unwrap()
+                .unwrap()
+                .is_equal(root.expose())
+        );
         assert!(stanza.unwrap("vault_2", input).unwrap().is_none());
-        let moved = Stanza { id: "seal_other".to_owned(), ..stanza };
+        let moved = Stanza {
+            id: "seal_other".to_owned(),
+            ..stanza
+        };
         assert!(moved.unwrap("vault_1", input).unwrap().is_none());
     }
 
@@ -158,11 +200,21 @@ mod tests {
         let root = SecretBytes::random(32).unwrap();
         let right = passphrase("correct horse");
         let stanza = Stanza::wrap("vault_1", Input::Passphrase(&right), &root).unwrap();
-        assert!(stanza.unwrap("vault_1", Input::Passphrase(&passphrase("wrong horse"))).unwrap().is_none());
+        assert!(
+            stanza
+                .unwrap("vault_1", Input::Passphrase(&passphrase("wrong horse")))
+                .unwrap()
+                .is_none()
+        );
         let mut wrapped = BASE64.decode(&stanza.wrapped).unwrap();
         wrapped[20] ^= 1;
-        let altered = Stanza { wrapped: BASE64.encode(wrapped), ..stanza };
-        let error = altered.unwrap("vault_1", Input::Passphrase(&right)).unwrap_err();
+        let altered = Stanza {
+            wrapped: BASE64.encode(wrapped),
+            ..stanza
+        };
+        let error = altered
+            .unwrap("vault_1", Input::Passphrase(&right))
+            .unwrap_err();
         assert!(matches!(error, VaultError::StoreTampered(_)));
     }
 

@@ -171,8 +171,14 @@ pub(crate) struct Change {
 
 impl Change {
     /// Writes a row.
-    pub(crate) fn put<T: Serialize>(&mut self, class: Class, id: &str, value: &T) -> Result<(), VaultError> {
-        let body = serde_json::to_vec(value).map_err(|error| VaultError::Store(error.to_string()))?;
+    pub(crate) fn put<T: Serialize>(
+        &mut self,
+        class: Class,
+        id: &str,
+        value: &T,
+    ) -> Result<(), VaultError> {
+        let body =
+            serde_json::to_vec(value).map_err(|error| VaultError::Store(error.to_string()))?;
         self.puts.push((class, id.to_owned(), body));
         Ok(())
     }
@@ -237,7 +243,13 @@ pub(crate) fn front(directory: &Path) -> Result<Option<Front>, VaultError> {
         return Ok(None);
     }
     schema::verify(&connection)?;
-    read_front(&connection).map(Some)
+    let front = read_front(&connection)?;
+    if front.stanzas.is_empty() {
+        return Err(VaultError::StoreTampered(
+            "header or stanza: there is no seal left".to_owned(),
+        ));
+    }
+    Ok(Some(front))
 }
 
 /// Makes the store with its first rows, in one transaction.
@@ -266,13 +278,27 @@ pub(crate) fn create(
     let header = serde_json::to_vec(header).map_err(json)?;
     let stanzas: BTreeMap<&str, Vec<u8>> = stanzas
         .iter()
-        .map(|stanza| Ok((stanza.id.as_str(), serde_json::to_vec(stanza).map_err(json)?)))
+        .map(|stanza| {
+            Ok((
+                stanza.id.as_str(),
+                serde_json::to_vec(stanza).map_err(json)?,
+            ))
+        })
         .collect::<Result<_, VaultError>>()?;
-    let bytes = front_bytes(&header, stanzas.iter().map(|(id, body)| (*id, body.as_slice())));
+    let bytes = front_bytes(
+        &header,
+        stanzas.iter().map(|(id, body)| (*id, body.as_slice())),
+    );
     let mac = cipher::hmac(&keys.header, &bytes);
-    transaction.execute("INSERT INTO header (id, body, mac) VALUES (1, ?1, ?2)", params![header, mac.to_vec()])?;
+    transaction.execute(
+        "INSERT INTO header (id, body, mac) VALUES (1, ?1, ?2)",
+        params![header, mac.to_vec()],
+    )?;
     for (id, body) in &stanzas {
-        transaction.execute("INSERT INTO stanza (id, body) VALUES (?1, ?2)", params![id, body])?;
+        transaction.execute(
+            "INSERT INTO stanza (id, body) VALUES (?1, ?2)",
+            params![id, body],
+        )?;
     }
     let front = read_front(&transaction)?;
     let mut digests = Digests::default();
@@ -291,7 +317,11 @@ pub(crate) fn create(
         epoch: 1,
         format: FORMAT,
         header: front.hash.clone(),
-        outbox: change.outbox.into_iter().map(|record| Unsettled { after: 0, record }).collect(),
+        outbox: change
+            .outbox
+            .into_iter()
+            .map(|record| Unsettled { after: 0, record })
+            .collect(),
     };
     root.write(&transaction, keys, &front.header.vault)?;
     transaction.commit()?;
@@ -322,13 +352,16 @@ pub(crate) fn open(directory: &Path, keys: &Keys) -> Result<Verified, VaultError
     let vault = front.header.vault.clone();
     let root = Root::read(&connection, keys, &vault)?;
     if root.format != FORMAT || root.header != front.hash {
-        return Err(tampered("header or stanza: not those that the store root records".to_owned()));
+        return Err(tampered(
+            "header or stanza: not those that the store root records".to_owned(),
+        ));
     }
     let mut digests = Digests::default();
     let mut rows = Vec::new();
     {
-        let mut statement =
-            connection.prepare("SELECT class, id, sealed FROM record ORDER BY class, id").map_err(schema::as_read)?;
+        let mut statement = connection
+            .prepare("SELECT class, id, sealed FROM record ORDER BY class, id")
+            .map_err(schema::as_read)?;
         let mut found = statement.query([]).map_err(schema::as_read)?;
         while let Some(row) = found.next().map_err(schema::as_read)? {
             let class: String = row.get(0).map_err(schema::as_read)?;
@@ -340,16 +373,37 @@ pub(crate) fn open(directory: &Path, keys: &Keys) -> Result<Verified, VaultError
                 .find(|known| known.as_str() == class)
                 .ok_or_else(|| tampered(format!("row {shown} is of an unknown class")))?;
             let body = cipher::open(&keys.metadata, &row_associated(&vault, class, &id), &sealed)
-                .map_err(|_| tampered(format!("row {}/{shown} does not open", class.as_str())))?;
+                .map_err(|_| {
+                tampered(format!("row {}/{shown} does not open", class.as_str()))
+            })?;
             digests.insert(class, &id, &sealed);
-            rows.push(Row { class, id, body: unpad(body.expose())?.to_vec() });
+            rows.push(Row {
+                class,
+                id,
+                body: unpad(body.expose())?.to_vec(),
+            });
         }
     }
     if let Some(what) = difference(&root.classes, &digests.summary()) {
         return Err(tampered(what));
     }
-    let Root { audit, epoch, outbox, .. } = root;
-    Ok(Verified { connection, digests, front, contents: Contents { audit, epoch, outbox, rows } })
+    let Root {
+        audit,
+        epoch,
+        outbox,
+        ..
+    } = root;
+    Ok(Verified {
+        connection,
+        digests,
+        front,
+        contents: Contents {
+            audit,
+            epoch,
+            outbox,
+            rows,
+        },
+    })
 }
 
 impl Verified {
@@ -379,7 +433,11 @@ impl Verified {
             .name("vault-store".to_owned())
             .spawn(move || writer.run(&receiver, &progress_sender))
             .map_err(|error| VaultError::Store(error.to_string()))?;
-        Ok(Store { jobs: Mutex::new((0, Some(sender))), progress, thread: Some(thread) })
+        Ok(Store {
+            jobs: Mutex::new((0, Some(sender))),
+            progress,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -405,12 +463,17 @@ impl Store {
     /// The change stays with the writer.
     pub(crate) async fn committed(&self, ticket: u64) -> Result<(), VaultError> {
         let mut progress = self.progress.clone();
-        let failed = match progress.wait_for(|now| now.ticket >= ticket || now.failed.is_some()).await {
+        let failed = match progress
+            .wait_for(|now| now.ticket >= ticket || now.failed.is_some())
+            .await
+        {
             Ok(now) if now.ticket >= ticket => return Ok(()),
             Ok(now) => now.failed.clone(),
             Err(_) => None,
         };
-        Err(VaultError::Store(failed.unwrap_or_else(|| "the writer ended".to_owned())))
+        Err(VaultError::Store(
+            failed.unwrap_or_else(|| "the writer ended".to_owned()),
+        ))
     }
 
     /// Tells that the audit record which came with a change is in the log.
@@ -443,9 +506,17 @@ impl Drop for Store {
 
 impl Root {
     fn write(&self, connection: &Connection, keys: &Keys, vault: &str) -> Result<(), VaultError> {
-        let body = serde_json::to_vec(self).map_err(|error| VaultError::Store(error.to_string()))?;
-        let sealed = cipher::seal(&keys.store_root, &root_associated(vault), &pad(&body, ROW_FLOOR))?;
-        connection.execute("INSERT OR REPLACE INTO root (id, sealed) VALUES (1, ?1)", params![sealed])?;
+        let body =
+            serde_json::to_vec(self).map_err(|error| VaultError::Store(error.to_string()))?;
+        let sealed = cipher::seal(
+            &keys.store_root,
+            &root_associated(vault),
+            &pad(&body, ROW_FLOOR),
+        )?;
+        connection.execute(
+            "INSERT OR REPLACE INTO root (id, sealed) VALUES (1, ?1)",
+            params![sealed],
+        )?;
         Ok(())
     }
 
@@ -458,19 +529,25 @@ impl Root {
         let sealed = sealed.ok_or_else(|| tampered("is missing"))?;
         let body = cipher::open(&keys.store_root, &root_associated(vault), &sealed)
             .map_err(|_| tampered("does not open"))?;
-        serde_json::from_slice(unpad(body.expose())?).map_err(|_| tampered("is not of this version"))
+        serde_json::from_slice(unpad(body.expose())?)
+            .map_err(|_| tampered("is not of this version"))
     }
 }
 
 fn read_front(connection: &Connection) -> Result<Front, VaultError> {
     let tampered = |what: &str| VaultError::StoreTampered(what.to_owned());
     let found: Option<(Vec<u8>, Vec<u8>)> = connection
-        .query_row("SELECT body, mac FROM header WHERE id = 1", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row("SELECT body, mac FROM header WHERE id = 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()
         .map_err(schema::as_read)?;
     let (body, mac) = found.ok_or_else(|| tampered("the header is missing"))?;
-    let header: Header = serde_json::from_slice(&body).map_err(|_| tampered("the header is not of this version"))?;
-    let mut statement = connection.prepare("SELECT id, body FROM stanza ORDER BY id").map_err(schema::as_read)?;
+    let header: Header =
+        serde_json::from_slice(&body).map_err(|_| tampered("the header is not of this version"))?;
+    let mut statement = connection
+        .prepare("SELECT id, body FROM stanza ORDER BY id")
+        .map_err(schema::as_read)?;
     let rows: Vec<(String, Vec<u8>)> = statement
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
         .map_err(schema::as_read)?
@@ -478,13 +555,27 @@ fn read_front(connection: &Connection) -> Result<Front, VaultError> {
         .map_err(schema::as_read)?;
     let stanzas: Vec<Stanza> = rows
         .iter()
-        .map(|(_, body)| serde_json::from_slice(body).map_err(|_| tampered("a stanza is not of this version")))
+        .map(|(_, body)| {
+            serde_json::from_slice(body).map_err(|_| tampered("a stanza is not of this version"))
+        })
         .collect::<Result<_, _>>()?;
-    let bytes = front_bytes(&body, rows.iter().map(|(id, body)| (id.as_str(), body.as_slice())));
-    Ok(Front { header, stanzas, hash: hex::encode(Sha256::digest(&bytes)), bytes, mac })
+    let bytes = front_bytes(
+        &body,
+        rows.iter().map(|(id, body)| (id.as_str(), body.as_slice())),
+    );
+    Ok(Front {
+        header,
+        stanzas,
+        hash: hex::encode(Sha256::digest(&bytes)),
+        bytes,
+        mac,
+    })
 }
 
-fn front_bytes<'a>(header: &'a [u8], stanzas: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
+fn front_bytes<'a>(
+    header: &'a [u8],
+    stanzas: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = vec![b"claviger/front/v1", header];
     for (id, body) in stanzas {
         parts.push(id.as_bytes());
@@ -494,7 +585,12 @@ fn front_bytes<'a>(header: &'a [u8], stanzas: impl Iterator<Item = (&'a str, &'a
 }
 
 fn row_associated(vault: &str, class: Class, id: &str) -> Vec<u8> {
-    length_prefixed(&[b"claviger/row/v1", vault.as_bytes(), class.as_str().as_bytes(), id.as_bytes()])
+    length_prefixed(&[
+        b"claviger/row/v1",
+        vault.as_bytes(),
+        class.as_str().as_bytes(),
+        id.as_bytes(),
+    ])
 }
 
 fn root_associated(vault: &str) -> Vec<u8> {

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use crate::audit::{Appended, AuditLog, Entry, Head, Label, Opened, Options, Record, Signer, Writer};
+use crate::audit::{
+    Appended, AuditLog, Entry, Head, Label, Opened, Options, Record, Signer, Writer,
+};
 use crate::error::VaultError;
 use crate::store::AuditHead;
 
@@ -47,14 +49,26 @@ pub(crate) fn directory(home: &Path) -> PathBuf {
 }
 
 /// Opens the log; without a signer while the vault is sealed.
-pub(crate) fn open(home: &Path, signer: Option<Signer>, expected: Option<&AuditHead>) -> Result<Found, VaultError> {
+pub(crate) fn open(
+    home: &Path,
+    signer: Option<Signer>,
+    expected: Option<&AuditHead>,
+) -> Result<Found, VaultError> {
     let directory = directory(home);
     let expected_head = match expected {
         None => None,
         Some(head) => Some(head.try_into()?),
     };
-    let Opened { log, writer, open_intents, .. } =
-        AuditLog::open(Options { signer, expected_head, ..Options::new(&directory) })?;
+    let Opened {
+        log,
+        writer,
+        open_intents,
+        ..
+    } = AuditLog::open(Options {
+        signer,
+        expected_head,
+        ..Options::new(&directory)
+    })?;
     let trail = Trail {
         directory,
         log,
@@ -63,7 +77,10 @@ pub(crate) fn open(home: &Path, signer: Option<Signer>, expected: Option<&AuditH
         is_failing: std::sync::atomic::AtomicBool::new(false),
         _writer: writer,
     };
-    Ok(Found { trail, open_intents })
+    Ok(Found {
+        trail,
+        open_intents,
+    })
 }
 
 impl TryFrom<&AuditHead> for Head {
@@ -71,15 +88,22 @@ impl TryFrom<&AuditHead> for Head {
 
     fn try_from(head: &AuditHead) -> Result<Self, VaultError> {
         let mut leaf = [0; 32];
-        hex::decode_to_slice(&head.hash, &mut leaf)
-            .map_err(|_| VaultError::StoreTampered("the store root names no audit record".to_owned()))?;
-        Ok(Self { size: head.records, leaf })
+        hex::decode_to_slice(&head.hash, &mut leaf).map_err(|_| {
+            VaultError::StoreTampered("the store root names no audit record".to_owned())
+        })?;
+        Ok(Self {
+            size: head.records,
+            leaf,
+        })
     }
 }
 
 impl From<Head> for AuditHead {
     fn from(head: Head) -> Self {
-        Self { records: head.size, hash: hex::encode(head.leaf) }
+        Self {
+            records: head.size,
+            hash: hex::encode(head.leaf),
+        }
     }
 }
 
@@ -118,33 +142,57 @@ impl Trail {
     }
 
     /// Counts a denial; gives it back where it is to be recorded by itself.
-    pub(crate) fn count_denial(&self, key: (String, String), now_ms: u64, entry: Entry) -> Option<Entry> {
-        let mut denials = self.denials.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub(crate) fn count_denial(
+        &self,
+        key: (String, String),
+        now_ms: u64,
+        entry: Entry,
+    ) -> Option<Entry> {
+        let mut denials = self
+            .denials
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if denials.len() >= SORTS && !denials.contains_key(&key) {
             // Too many sorts to tell apart: all further ones are one sort until the next window.
             let rest = denials
                 .entry((String::new(), key.1))
-                .or_insert_with(|| Denials { since_ms: now_ms, count: DENIALS, entry: entry.clone() });
+                .or_insert_with(|| Denials {
+                    since_ms: now_ms,
+                    count: DENIALS,
+                    entry: entry.clone(),
+                });
             rest.count += 1;
             return None;
         }
-        let counted = denials
-            .entry(key)
-            .or_insert_with(|| Denials { since_ms: now_ms, count: 0, entry: entry.clone() });
+        let counted = denials.entry(key).or_insert_with(|| Denials {
+            since_ms: now_ms,
+            count: 0,
+            entry: entry.clone(),
+        });
         counted.count += 1;
         (counted.count <= DENIALS).then_some(entry)
     }
 
     /// What was counted and not recorded, of windows that are over.
     pub(crate) fn counted(&self, now_ms: u64) -> Vec<Entry> {
-        let mut denials = self.denials.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut denials = self
+            .denials
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut told = Vec::new();
         denials.retain(|_, counted| {
             if now_ms.saturating_sub(counted.since_ms) < WINDOW_MS {
                 return true;
             }
-            if let Some(further) = counted.count.checked_sub(DENIALS).filter(|further| *further > 0) {
-                told.push(Entry { count: Some(further), ..counted.entry.clone() });
+            if let Some(further) = counted
+                .count
+                .checked_sub(DENIALS)
+                .filter(|further| *further > 0)
+            {
+                told.push(Entry {
+                    count: Some(further),
+                    ..counted.entry.clone()
+                });
             }
             false
         });
@@ -160,7 +208,11 @@ impl Trail {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests make the log fail here")]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "tests make the log fail here"
+    )]
     fn check(&self) -> Result<(), VaultError> {
         Ok(())
     }
@@ -168,5 +220,9 @@ impl Trail {
 
 /// A denial's entry with its reason.
 pub(crate) fn denied(entry: Entry, reason: &str) -> Entry {
-    Entry { decision: crate::audit::Decision::Deny, reason_code: Some(Label::new(reason)), ..entry }
+    Entry {
+        decision: crate::audit::Decision::Deny,
+        reason_code: Some(Label::new(reason)),
+        ..entry
+    }
 }

@@ -46,7 +46,11 @@ fn use_id(seq: u64) -> UseId {
 impl Uses {
     /// Takes in an intent from before this start, whose outcome nobody knows.
     pub(crate) fn restore(&mut self, intent: &Record) {
-        let under_way = UnderWay { intent: intent.seq, instance: None, entry: intent.entry.clone() };
+        let under_way = UnderWay {
+            intent: intent.seq,
+            instance: None,
+            entry: intent.entry.clone(),
+        };
         self.under_way.insert(use_id(intent.seq), under_way);
     }
 
@@ -79,9 +83,20 @@ pub(crate) async fn authorize(
     query: AuthorizeUse,
 ) -> Result<Authorized, Refusal> {
     check(&query)?;
-    let fingerprint = serde_json::to_vec(&query).map(|bytes| Sha256::digest(&bytes).into()).unwrap_or_default();
-    let slot = open.state().uses.requests.slot(&tools.instance, &query.request_id, fingerprint);
-    let slot = slot.ok_or_else(|| Refusal::new("malformed_request", "this request id was used for another request"))?;
+    let fingerprint = serde_json::to_vec(&query)
+        .map(|bytes| Sha256::digest(&bytes).into())
+        .unwrap_or_default();
+    let slot = open
+        .state()
+        .uses
+        .requests
+        .slot(&tools.instance, &query.request_id, fingerprint);
+    let slot = slot.ok_or_else(|| {
+        Refusal::new(
+            "malformed_request",
+            "this request id was used for another request",
+        )
+    })?;
     let mut is_first = false;
     let decided = slot
         .get_or_try_init(|| {
@@ -109,7 +124,8 @@ async fn decide(
     let judged = match judged {
         Ok(judged) => judged,
         Err(reason) => {
-            open.deny(asker, reason, intent(query, Decision::Deny)).await;
+            open.deny(asker, reason, intent(query, Decision::Deny))
+                .await;
             return Ok(Err(refusal(reason)));
         }
     };
@@ -123,8 +139,11 @@ async fn decide(
     };
     let appended = open.trail.append(entry.clone()).await?;
     let id = use_id(appended.seq);
-    let under_way =
-        UnderWay { intent: appended.seq, instance: Some(tools.instance.clone()), entry };
+    let under_way = UnderWay {
+        intent: appended.seq,
+        instance: Some(tools.instance.clone()),
+        entry,
+    };
     let judged = {
         let mut state = open.state();
         state.uses.under_way.insert(id.clone(), under_way);
@@ -148,13 +167,18 @@ async fn decide(
     };
     let release = match &judged.key {
         None => None,
-        Some(key) => match open.key_pair.seal_to(tools.key, key, RELEASE_PURPOSE, id.as_str().as_bytes()) {
-            Ok(sealed) => Some(sealed),
-            Err(_) => {
-                fail(open, &id, "not_registered").await;
-                return Ok(Err(refusal("not_registered")));
+        Some(key) => {
+            match open
+                .key_pair
+                .seal_to(tools.key, key, RELEASE_PURPOSE, id.as_str().as_bytes())
+            {
+                Ok(sealed) => Some(sealed),
+                Err(_) => {
+                    fail(open, &id, "not_registered").await;
+                    return Ok(Err(refusal("not_registered")));
+                }
             }
-        },
+        }
     };
     Ok(Ok(Authorized {
         use_id: id,
@@ -166,8 +190,16 @@ async fn decide(
 }
 
 /// Gathers the facts and decides; everything under one lock, so that facts are of one moment.
-fn judge(open: &Unsealed, state: &State, tools: &Registered, query: &AuthorizeUse) -> Result<Judged, &'static str> {
-    let live = state.openings.get(&query.session).ok_or("opening_not_found")?;
+fn judge(
+    open: &Unsealed,
+    state: &State,
+    tools: &Registered,
+    query: &AuthorizeUse,
+) -> Result<Judged, &'static str> {
+    let live = state
+        .openings
+        .get(&query.session)
+        .ok_or("opening_not_found")?;
     let grant = live.grant(&query.grant);
     let facts = Facts {
         now_ms: open.clock.wall_ms(),
@@ -187,15 +219,26 @@ fn judge(open: &Unsealed, state: &State, tools: &Registered, query: &AuthorizeUs
     };
     permit::decide(query, &facts)?;
     let grant = grant.ok_or("grant_not_found")?;
-    let credential = state.credentials.get(&grant.credential).ok_or("credential_not_found")?;
+    let credential = state
+        .credentials
+        .get(&grant.credential)
+        .ok_or("credential_not_found")?;
     let key = live.key(&query.grant).map(Arc::clone);
     if key.is_none() && state.credentials.secret(&credential.id).is_some() {
         return Err("opening_void");
     }
     let ciphertext = match &key {
         Some(key) if credential.version > grant.version => Some(
-            opening::seal(open, state, credential, &query.session, query.epoch, &query.grant, key)
-                .map_err(|error| error.code())?,
+            opening::seal(
+                open,
+                state,
+                credential,
+                &query.session,
+                query.epoch,
+                &query.grant,
+                key,
+            )
+            .map_err(|error| error.code())?,
         ),
         _ => None,
     };
@@ -214,27 +257,52 @@ fn judge(open: &Unsealed, state: &State, tools: &Registered, query: &AuthorizeUs
 async fn fail(open: &Unsealed, id: &UseId, reason: &'static str) {
     let entry = {
         let mut state = open.state();
-        let entry = state.uses.under_way.get(id).map(|under_way| outcome(under_way, Outcome::Failed));
+        let entry = state
+            .uses
+            .under_way
+            .get(id)
+            .map(|under_way| outcome(under_way, Outcome::Failed));
         state.uses.settle(id);
         entry
     };
     if let Some(entry) = entry {
-        drop(open.trail.append_lazy(Entry { reason_code: Some(Label::new(reason)), ..entry }).await);
+        drop(
+            open.trail
+                .append_lazy(Entry {
+                    reason_code: Some(Label::new(reason)),
+                    ..entry
+                })
+                .await,
+        );
     }
 }
 
 /// `record_outcome`: written before the answer, its fsync not awaited.
-pub(crate) async fn record_outcome(open: &Unsealed, tools: &Registered, query: RecordOutcome) -> Result<(), Refusal> {
+pub(crate) async fn record_outcome(
+    open: &Unsealed,
+    tools: &Registered,
+    query: RecordOutcome,
+) -> Result<(), Refusal> {
     let entry = {
         let state = open.state();
         let Some(under_way) = state.uses.under_way.get(&query.use_id) else {
             if state.uses.settled.contains(&query.use_id) {
                 return Ok(());
             }
-            return Err(Refusal::new("use_not_found", "no use of this name is under way"));
+            return Err(Refusal::new(
+                "use_not_found",
+                "no use of this name is under way",
+            ));
         };
-        if under_way.instance.as_ref().is_some_and(|instance| instance != &tools.instance) {
-            return Err(Refusal::new("use_not_found", "this use was released to another tools instance"));
+        if under_way
+            .instance
+            .as_ref()
+            .is_some_and(|instance| instance != &tools.instance)
+        {
+            return Err(Refusal::new(
+                "use_not_found",
+                "this use was released to another tools instance",
+            ));
         }
         let how = match query.status {
             UseStatus::Failed => Outcome::Failed,
@@ -257,10 +325,16 @@ pub(crate) async fn record_outcome(open: &Unsealed, tools: &Registered, query: R
 /// `report`: something was refused before any use.
 pub(crate) async fn report(open: &Unsealed, asker: &Asker, query: Report) -> Result<(), Refusal> {
     let Some(reason) = reason_label(&query.reason) else {
-        return Err(Refusal::new("malformed_request", "a reason code is lower-case words joined by _"));
+        return Err(Refusal::new(
+            "malformed_request",
+            "a reason code is lower-case words joined by _",
+        ));
     };
     if !is_name(&query.tool) || query.session.len() > 128 {
-        return Err(Refusal::new("malformed_request", "the report names no tool or no session"));
+        return Err(Refusal::new(
+            "malformed_request",
+            "the report names no tool or no session",
+        ));
     }
     let entry = Entry {
         session: Some(Label::new(&query.session)),
@@ -320,7 +394,9 @@ fn destination(destination: &Destination) -> audit::Destination {
 /// A reason code as the caller gives it, if it is one: free text has no place in the log.
 fn reason_label(reason: &str) -> Option<Label> {
     let is_code = (1..=64).contains(&reason.len())
-        && reason.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        && reason
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     is_code.then(|| Label::new(reason))
 }
 
@@ -339,13 +415,16 @@ fn check(query: &AuthorizeUse) -> Result<(), Refusal> {
     if Digest::parse(&query.digest).is_none() {
         return malformed("the digest is not a hex SHA-256");
     }
-    if !is_method(&query.method) || !query.path.starts_with('/') || query.path.contains(['?', '#']) {
+    if !is_method(&query.method) || !query.path.starts_with('/') || query.path.contains(['?', '#'])
+    {
         return malformed("a use has an upper-case method and a path without its query");
     }
     // The prefix rule of a binding is about segments; a path that upstreams may read otherwise is
     // not within it.
     let decoded = query.path.to_ascii_lowercase().replace("%2e", ".");
-    if decoded.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+    if decoded
+        .split(['/', '\\'])
+        .any(|segment| matches!(segment, "." | ".."))
         || decoded.contains('\\')
         || decoded.contains("%5c")
     {
@@ -355,7 +434,10 @@ fn check(query: &AuthorizeUse) -> Result<(), Refusal> {
 }
 
 fn refusal(reason: &'static str) -> Refusal {
-    let refusal = Refusal::new(reason, format!("the use is not permitted: {}", reason.replace('_', " ")));
+    let refusal = Refusal::new(
+        reason,
+        format!("the use is not permitted: {}", reason.replace('_', " ")),
+    );
     match permit::fix(reason) {
         Some(fix) => refusal.with_fix(fix),
         None => refusal,

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use claviger_vault_memory::{Arena, Protection, SecretBytes};
-use claviger_vault_protocol::admin::{AUTH_PURPOSE, Authentication, Init, Initialized, SEAL_PURPOSE, Status, Unseal};
+use claviger_vault_protocol::admin::{
+    AUTH_PURPOSE, Authentication, Init, Initialized, SEAL_PURPOSE, Status, Unseal,
+};
 use claviger_vault_protocol::{KeyPair, Principal, Refusal, Role, Sealed};
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 
@@ -101,26 +103,38 @@ impl Vault {
         let Some(front) = store::front(directory)? else {
             let audit = trail::directory(directory);
             if std::fs::read_dir(&audit).is_ok_and(|mut files| files.next().is_some()) {
-                return Err(VaultError::StoreRolledBack("there is an audit log and no store".to_owned()));
+                return Err(VaultError::StoreRolledBack(
+                    "there is an audit log and no store".to_owned(),
+                ));
             }
             return Ok(vault);
         };
         vault.is_demo.store(front.header.demo, Ordering::Relaxed);
         let input = Input::KeyFile(directory);
-        if front.stanzas.iter().any(|stanza| stanza.takes(input)) && key_file::path(directory).exists() {
+        if front.stanzas.iter().any(|stanza| stanza.takes(input))
+            && key_file::path(directory).exists()
+        {
             if let Some(root) = unwrap(&front, input)? {
                 let unsealed = vault.load(&front, &root).await?;
-                unsealed.trail.append(unsealed::system(Op::Start, None)).await?;
+                unsealed
+                    .trail
+                    .append(unsealed::system(Op::Start, None))
+                    .await?;
                 *vault.phase.write().await = Phase::Open(Box::new((front, unsealed)));
                 return Ok(vault);
             }
-            return Err(VaultError::Seal("the key file is not the one of this store".to_owned()));
+            return Err(VaultError::Seal(
+                "the key file is not the one of this store".to_owned(),
+            ));
         }
         // While sealed the log is chained and not signed; without it the vault still says its status.
         let found = trail::open(directory, None, None);
         let trail = match found {
             Ok(found) => {
-                found.trail.append(unsealed::system(Op::Start, None)).await?;
+                found
+                    .trail
+                    .append(unsealed::system(Op::Start, None))
+                    .await?;
                 Some(found.trail)
             }
             Err(error) => {
@@ -133,8 +147,12 @@ impl Vault {
     }
 
     async fn load(&self, front: &Front, root: &SecretBytes) -> Result<Unsealed, VaultError> {
-        let unsealed = Unsealed::load(&self.directory, front, root, Arc::clone(&self.clock)).await?;
-        init::check_public_key(&self.public_key_file, &unsealed.key_pair.public().to_string())?;
+        let unsealed =
+            Unsealed::load(&self.directory, front, root, Arc::clone(&self.clock)).await?;
+        init::check_public_key(
+            &self.public_key_file,
+            &unsealed.key_pair.public().to_string(),
+        )?;
         Ok(unsealed)
     }
 
@@ -153,10 +171,12 @@ impl Vault {
         .map_err(|phase| match &*phase {
             Phase::Failed(_, refusal) => refusal.clone(),
             Phase::Uninitialized => {
-                Refusal::new("vault_uninitialized", "there is no vault in this home").with_fix("claviger init")
+                Refusal::new("vault_uninitialized", "there is no vault in this home")
+                    .with_fix("claviger init")
             }
             Phase::Open(_) | Phase::Sealed(..) => {
-                Refusal::new("vault_sealed", "the vault is sealed").with_fix("claviger vault unseal")
+                Refusal::new("vault_sealed", "the vault is sealed")
+                    .with_fix("claviger vault unseal")
             }
         })
     }
@@ -190,7 +210,15 @@ impl Vault {
         Status {
             state: state.to_owned(),
             vault: front.map(|front| front.header.vault.clone()),
-            seals: front.map(|front| front.stanzas.iter().map(|stanza| stanza.kind().to_owned()).collect()).unwrap_or_default(),
+            seals: front
+                .map(|front| {
+                    front
+                        .stanzas
+                        .iter()
+                        .map(|stanza| stanza.kind().to_owned())
+                        .collect()
+                })
+                .unwrap_or_default(),
             session_key: self.session_key.public().to_string(),
             key: front.map(|front| front.header.key.clone()),
             operator_passphrase: front.is_some_and(|front| front.header.operator_passphrase),
@@ -205,11 +233,14 @@ impl Vault {
     pub(crate) async fn init(&self, asker: &Asker, query: Init) -> Result<Initialized, Refusal> {
         let mut phase = self.phase.write().await;
         if !matches!(*phase, Phase::Uninitialized) {
-            return Err(Refusal::new("already_initialized", "this home has a vault already")
-                .with_fix("give another home, or use the vault that is there"));
+            return Err(
+                Refusal::new("already_initialized", "this home has a vault already")
+                    .with_fix("give another home, or use the vault that is there"),
+            );
         }
         let made = init::make(self, asker, query).await?;
-        self.is_demo.store(made.front.header.demo, Ordering::Relaxed);
+        self.is_demo
+            .store(made.front.header.demo, Ordering::Relaxed);
         *phase = Phase::Open(Box::new((made.front, made.unsealed)));
         Ok(made.answer)
     }
@@ -228,8 +259,11 @@ impl Vault {
                 }
                 Phase::Failed(_, refusal) => return Err(refusal.clone()),
                 Phase::Uninitialized => {
-                    return Err(Refusal::new("vault_uninitialized", "there is no vault in this home")
-                        .with_fix("claviger init"));
+                    return Err(Refusal::new(
+                        "vault_uninitialized",
+                        "there is no vault in this home",
+                    )
+                    .with_fix("claviger init"));
                 }
             };
             attempts.check(self.clock.monotonic_ms())?;
@@ -245,7 +279,10 @@ impl Vault {
                     let entry = denied(asker.entry(Kind::Auth, Op::Unseal), "wrong_passphrase");
                     trail.append(entry).await?;
                 }
-                return Err(Refusal::new("wrong_passphrase", "the passphrase opens no seal of this vault"));
+                return Err(Refusal::new(
+                    "wrong_passphrase",
+                    "the passphrase opens no seal of this vault",
+                ));
             };
             attempts.succeeded();
             let front = match std::mem::replace(&mut *phase, Phase::Uninitialized) {
@@ -253,12 +290,18 @@ impl Vault {
                 Phase::Sealed(front, _) => front,
                 other => {
                     *phase = other;
-                    return Err(Refusal::new("internal", "the vault changed while it was being unsealed"));
+                    return Err(Refusal::new(
+                        "internal",
+                        "the vault changed while it was being unsealed",
+                    ));
                 }
             };
             match self.load(&front, &root).await {
                 Ok(unsealed) => {
-                    let recorded = unsealed.trail.append(unsealed::system(Op::Unseal, Some(asker))).await;
+                    let recorded = unsealed
+                        .trail
+                        .append(unsealed::system(Op::Unseal, Some(asker)))
+                        .await;
                     *phase = Phase::Open(Box::new((front, unsealed)));
                     recorded?;
                 }
@@ -279,10 +322,15 @@ impl Vault {
             match std::mem::replace(&mut *phase, Phase::Uninitialized) {
                 Phase::Open(open) => {
                     let (front, unsealed) = *open;
-                    let recorded = unsealed.trail.append(unsealed::system(Op::Seal, Some(asker))).await;
+                    let recorded = unsealed
+                        .trail
+                        .append(unsealed::system(Op::Seal, Some(asker)))
+                        .await;
                     let flushed = unsealed.tick().await;
                     drop(unsealed);
-                    let trail = trail::open(&self.directory, None, None).ok().map(|found| found.trail);
+                    let trail = trail::open(&self.directory, None, None)
+                        .ok()
+                        .map(|found| found.trail);
                     *phase = Phase::Sealed(front, trail);
                     // Sealing is narrowing: it happens whatever the disk says, and the failure is told.
                     recorded?;
@@ -302,15 +350,23 @@ impl Vault {
         verb: &str,
         authentication: &Authentication,
     ) -> Result<(), Refusal> {
-        let Some(verifier) = &open.verifier else { return Ok(()) };
+        let Some(verifier) = &open.verifier else {
+            return Ok(());
+        };
         let Some(sealed) = &authentication.passphrase else {
-            return Err(Refusal::new("operator_authentication_required", format!("{verb} asks for the operator's passphrase")));
+            return Err(Refusal::new(
+                "operator_authentication_required",
+                format!("{verb} asks for the operator's passphrase"),
+            ));
         };
         let mut attempts = self.attempts.lock().await;
         attempts.check(self.clock.monotonic_ms())?;
         let passphrase = self.open_input(sealed, AUTH_PURPOSE, verb.as_bytes())?;
         if !attempts.spend(&sealed.enc) {
-            return Err(Refusal::new("operator_authentication_required", "this authentication has served already"));
+            return Err(Refusal::new(
+                "operator_authentication_required",
+                "this authentication has served already",
+            ));
         }
         let verifier = verifier.clone();
         if blocking(move || verifier.admits(&passphrase)).await? {
@@ -318,24 +374,42 @@ impl Vault {
             return Ok(());
         }
         attempts.failed(self.clock.monotonic_ms());
-        open.trail.append(denied(asker.entry(Kind::Auth, Op::Authenticate), "wrong_passphrase")).await?;
-        Err(Refusal::new("wrong_passphrase", "the operator's passphrase is another one"))
+        open.trail
+            .append(denied(
+                asker.entry(Kind::Auth, Op::Authenticate),
+                "wrong_passphrase",
+            ))
+            .await?;
+        Err(Refusal::new(
+            "wrong_passphrase",
+            "the operator's passphrase is another one",
+        ))
     }
 
     /// Opens what was sealed to the key of this start.
-    fn open_input(&self, sealed: &Sealed, purpose: &str, associated: &[u8]) -> Result<SecretBytes, Refusal> {
-        self.session_key.open(sealed, purpose, associated).map_err(|_| {
-            Refusal::new("malformed_request", "the input was not sealed to this start of the vault for this verb")
+    fn open_input(
+        &self,
+        sealed: &Sealed,
+        purpose: &str,
+        associated: &[u8],
+    ) -> Result<SecretBytes, Refusal> {
+        self.session_key
+            .open(sealed, purpose, associated)
+            .map_err(|_| {
+                Refusal::new(
+                    "malformed_request",
+                    "the input was not sealed to this start of the vault for this verb",
+                )
                 .with_fix("ask for the status again and seal to its session_key")
-        })
+            })
     }
 
     /// Does what is due once a second.
     pub(crate) async fn tick(&self) {
-        if let Ok(open) = self.unsealed().await {
-            if let Err(error) = open.tick().await {
-                tracing::error!(%error, "the vault cannot keep its books");
-            }
+        if let Ok(open) = self.unsealed().await
+            && let Err(error) = open.tick().await
+        {
+            tracing::error!(%error, "the vault cannot keep its books");
         }
     }
 
@@ -372,7 +446,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, VaultError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(VaultError::Seal(format!("the derivation was interrupted: {error}"))),
+        Err(error) => Err(VaultError::Seal(format!(
+            "the derivation was interrupted: {error}"
+        ))),
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use claviger_vault_memory::scan::{Fingerprints, scan_self};
 use claviger_vault_protocol::Refusal;
 use claviger_vault_protocol::admin::{
-    AuditLines, CreateKey, Credentials, Init, List, OfCredential, PermitTool, Put, ReadAudit, RevokeTool, Rotate, Scan,
-    Scanned, Unseal,
+    AuditLines, CreateKey, Credentials, Init, List, OfCredential, PermitTool, Put, ReadAudit,
+    RevokeTool, Rotate, Scan, Scanned, Unseal,
 };
 use claviger_vault_protocol::wire::{Verbs, answer, arguments, unknown_verb};
 use serde_json::Value;
@@ -55,8 +55,22 @@ impl Verbs for Admin {
         }
         match verb {
             "status" => return answer(&self.vault.status().await),
-            "init" => return answer(&self.vault.init(&self.asker, arguments::<Init>(verb, value)?).await?),
-            "unseal" => return answer(&self.vault.unseal(&self.asker, arguments::<Unseal>(verb, value)?).await?),
+            "init" => {
+                return answer(
+                    &self
+                        .vault
+                        .init(&self.asker, arguments::<Init>(verb, value)?)
+                        .await?,
+                );
+            }
+            "unseal" => {
+                return answer(
+                    &self
+                        .vault
+                        .unseal(&self.asker, arguments::<Unseal>(verb, value)?)
+                        .await?,
+                );
+            }
             "seal" => return answer(&self.vault.seal(&self.asker).await?),
             _ => {}
         }
@@ -71,31 +85,49 @@ impl Admin {
         match verb {
             "put" => {
                 let query: Put = arguments(verb, value)?;
-                self.vault.authenticate(open, asker, verb, &query.auth).await?;
+                self.vault
+                    .authenticate(open, asker, verb, &query.auth)
+                    .await?;
                 answer(&credential::put(open, asker, query).await?)
             }
             "rotate" => {
                 let query: Rotate = arguments(verb, value)?;
-                self.vault.authenticate(open, asker, verb, &query.auth).await?;
+                self.vault
+                    .authenticate(open, asker, verb, &query.auth)
+                    .await?;
                 answer(&credential::rotate(open, asker, query).await?)
             }
-            "archive" => answer(&credential::archive(open, asker, arguments::<OfCredential>(verb, value)?).await?),
-            "delete" => answer(&credential::delete(open, asker, arguments::<OfCredential>(verb, value)?).await?),
+            "archive" => answer(
+                &credential::archive(open, asker, arguments::<OfCredential>(verb, value)?).await?,
+            ),
+            "delete" => answer(
+                &credential::delete(open, asker, arguments::<OfCredential>(verb, value)?).await?,
+            ),
             "list" => {
                 let credentials = credential::list(open, asker, &arguments::<List>(verb, value)?)?;
                 answer(&Credentials { credentials })
             }
-            "show" => answer(&credential::show(open, asker, &arguments::<OfCredential>(verb, value)?)?),
+            "show" => answer(&credential::show(
+                open,
+                asker,
+                &arguments::<OfCredential>(verb, value)?,
+            )?),
             "permit_tool" => {
                 let query: PermitTool = arguments(verb, value)?;
-                self.vault.authenticate(open, asker, verb, &query.auth).await?;
+                self.vault
+                    .authenticate(open, asker, verb, &query.auth)
+                    .await?;
                 answer(&permit::permit_tool(open, asker, query.permit).await?)
             }
-            "revoke_tool" => answer(&permit::revoke_tool(open, asker, arguments::<RevokeTool>(verb, value)?).await?),
+            "revoke_tool" => answer(
+                &permit::revoke_tool(open, asker, arguments::<RevokeTool>(verb, value)?).await?,
+            ),
             "list_permits" => answer(&open.state().permits.answer()),
             "create_key" => {
                 let query: CreateKey = arguments(verb, value)?;
-                self.vault.authenticate(open, asker, verb, &query.auth).await?;
+                self.vault
+                    .authenticate(open, asker, verb, &query.auth)
+                    .await?;
                 answer(&api_key::create(open, asker, query).await?)
             }
             "read_audit" => answer(&self.read_audit(open, &arguments(verb, value)?).await?),
@@ -119,13 +151,19 @@ impl Admin {
 
     async fn scan(&self, open: &Unsealed, query: Scan) -> Result<Scanned, Refusal> {
         let malformed = |_| Refusal::new("malformed_request", "these are no fingerprints");
-        let fingerprints: Fingerprints = serde_json::from_value(query.fingerprints).map_err(malformed)?;
-        let entry = Entry { decision: Decision::Allow, ..self.asker.entry(Kind::Admin, Op::Scan) };
+        let fingerprints: Fingerprints =
+            serde_json::from_value(query.fingerprints).map_err(malformed)?;
+        let entry = Entry {
+            decision: Decision::Allow,
+            ..self.asker.entry(Kind::Admin, Op::Scan)
+        };
         open.trail.append(entry).await?;
         let report = tokio::task::spawn_blocking(move || scan_self(&fingerprints))
             .await
             .map_err(|error| Refusal::new("internal", error.to_string()))?
             .map_err(|error| Refusal::new("internal", error.to_string()))?;
-        Ok(Scanned { report: answer(&report)? })
+        Ok(Scanned {
+            report: answer(&report)?,
+        })
     }
 }

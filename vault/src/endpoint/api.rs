@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use claviger_vault_protocol::admin::{AuthenticateKey, Credentials, List, OfCredential, Put, Rotate};
+use claviger_vault_protocol::admin::{
+    AuthenticateKey, Credentials, List, OfCredential, Put, Rotate,
+};
 use claviger_vault_protocol::wire::{Verbs, answer, arguments, unknown_verb};
 use claviger_vault_protocol::{Charter, Refusal};
 use serde_json::Value;
@@ -17,8 +19,17 @@ pub(crate) struct Api {
     pub(crate) asker: Asker,
 }
 
-const VERBS: [&str; 9] =
-    ["status", "register_charter", "put", "rotate", "archive", "delete", "list", "show", "authenticate_key"];
+const VERBS: [&str; 9] = [
+    "status",
+    "register_charter",
+    "put",
+    "rotate",
+    "archive",
+    "delete",
+    "list",
+    "show",
+    "authenticate_key",
+];
 
 impl Verbs for Api {
     fn names(&self) -> Vec<&'static str> {
@@ -40,14 +51,24 @@ impl Verbs for Api {
                 answer(&opening::register(open, asker, arguments::<Charter>(verb, value)?).await?)
             }
             "put" => answer(&credential::put(open, asker, arguments::<Put>(verb, value)?).await?),
-            "rotate" => answer(&credential::rotate(open, asker, arguments::<Rotate>(verb, value)?).await?),
-            "archive" => answer(&credential::archive(open, asker, arguments::<OfCredential>(verb, value)?).await?),
-            "delete" => answer(&credential::delete(open, asker, arguments::<OfCredential>(verb, value)?).await?),
+            "rotate" => {
+                answer(&credential::rotate(open, asker, arguments::<Rotate>(verb, value)?).await?)
+            }
+            "archive" => answer(
+                &credential::archive(open, asker, arguments::<OfCredential>(verb, value)?).await?,
+            ),
+            "delete" => answer(
+                &credential::delete(open, asker, arguments::<OfCredential>(verb, value)?).await?,
+            ),
             "list" => {
                 let credentials = credential::list(open, asker, &arguments::<List>(verb, value)?)?;
                 answer(&Credentials { credentials })
             }
-            "show" => answer(&credential::show(open, asker, &arguments::<OfCredential>(verb, value)?)?),
+            "show" => answer(&credential::show(
+                open,
+                asker,
+                &arguments::<OfCredential>(verb, value)?,
+            )?),
             "authenticate_key" => {
                 let query: AuthenticateKey = arguments(verb, value)?;
                 answer(&api_key::authenticate(open, asker, &query.key_hash).await?)

@@ -37,12 +37,21 @@ impl Verbs for Harness {
             "open_session" => {
                 let query: OpenSession = arguments(verb, value)?;
                 if self.instance.get_or_init(|| query.instance.clone()) != &query.instance {
-                    return Err(Refusal::new("malformed_request", "this connection belongs to another instance"));
+                    return Err(Refusal::new(
+                        "malformed_request",
+                        "this connection belongs to another instance",
+                    ));
                 }
                 answer(&opening::open_session(open, &self.asker, query).await?)
             }
             "end_opening" => {
-                opening::end_opening(open, &self.asker, None, arguments::<EndOpening>(verb, value)?).await?;
+                opening::end_opening(
+                    open,
+                    &self.asker,
+                    None,
+                    arguments::<EndOpening>(verb, value)?,
+                )
+                .await?;
                 answer(&Nothing {})
             }
             _ => Err(unknown_verb(verb)),

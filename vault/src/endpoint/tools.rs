@@ -67,16 +67,38 @@ impl Verbs for Tools {
         match verb {
             "accept" => {
                 let is_current = |instance: &str| self.vault.registry.is_current(instance);
-                answer(&opening::accept(open, &self.asker, tools, is_current, arguments::<Accept>(verb, value)?).await?)
+                answer(
+                    &opening::accept(
+                        open,
+                        &self.asker,
+                        tools,
+                        is_current,
+                        arguments::<Accept>(verb, value)?,
+                    )
+                    .await?,
+                )
             }
-            "open_seat" => {
-                answer(&opening::open_seat(open, &self.asker, tools, arguments::<OpenSeat>(verb, value)?).await?)
-            }
-            "authorize_use" => {
-                answer(&usage::authorize(open, &self.asker, tools, arguments::<AuthorizeUse>(verb, value)?).await?)
-            }
+            "open_seat" => answer(
+                &opening::open_seat(
+                    open,
+                    &self.asker,
+                    tools,
+                    arguments::<OpenSeat>(verb, value)?,
+                )
+                .await?,
+            ),
+            "authorize_use" => answer(
+                &usage::authorize(
+                    open,
+                    &self.asker,
+                    tools,
+                    arguments::<AuthorizeUse>(verb, value)?,
+                )
+                .await?,
+            ),
             "record_outcome" => {
-                usage::record_outcome(open, tools, arguments::<RecordOutcome>(verb, value)?).await?;
+                usage::record_outcome(open, tools, arguments::<RecordOutcome>(verb, value)?)
+                    .await?;
                 answer(&Nothing {})
             }
             "report" => {
@@ -84,7 +106,13 @@ impl Verbs for Tools {
                 answer(&Nothing {})
             }
             "end_opening" => {
-                opening::end_opening(open, &self.asker, Some(tools), arguments::<EndOpening>(verb, value)?).await?;
+                opening::end_opening(
+                    open,
+                    &self.asker,
+                    Some(tools),
+                    arguments::<EndOpening>(verb, value)?,
+                )
+                .await?;
                 answer(&Nothing {})
             }
             "list_permits" => answer(&open.state().permits.answer()),
@@ -100,13 +128,18 @@ impl Verbs for Tools {
 impl Tools {
     fn register(&self, query: &RegisterTools) -> Result<Value, Refusal> {
         let malformed = |why: &str| Refusal::new("malformed_request", why);
-        let key = PublicKey::parse(&query.key).map_err(|_| malformed("the instance's key is no X25519 key"))?;
+        let key = PublicKey::parse(&query.key)
+            .map_err(|_| malformed("the instance's key is no X25519 key"))?;
         if query.instance.is_empty() || query.instance.len() > 128 {
             return Err(malformed("a tools instance names itself"));
         }
         if let Some(known) = self.registered.get() {
             let is_same = known.instance == query.instance && known.key == key;
-            return if is_same { answer(&Nothing {}) } else { Err(malformed("this connection is registered already")) };
+            return if is_same {
+                answer(&Nothing {})
+            } else {
+                Err(malformed("this connection is registered already"))
+            };
         }
         let registered = self
             .vault
@@ -114,7 +147,9 @@ impl Tools {
             .register(&self.asker.instance, &query.instance, key)
             .ok_or_else(|| malformed("another process is registered as this instance"))?;
         if let Err(second) = self.registered.set(registered) {
-            self.vault.registry.leave(&self.asker.instance, second.registration);
+            self.vault
+                .registry
+                .leave(&self.asker.instance, second.registration);
             return Err(malformed("this connection is registered already"));
         }
         answer(&Nothing {})
@@ -124,15 +159,26 @@ impl Tools {
     fn registered(&self) -> Result<&Registered, Refusal> {
         self.registered
             .get()
-            .filter(|known| self.vault.registry.is_newest(&self.asker.instance, known.registration))
-            .ok_or_else(|| Refusal::new("not_registered", "this connection has not registered a tools instance"))
+            .filter(|known| {
+                self.vault
+                    .registry
+                    .is_newest(&self.asker.instance, known.registration)
+            })
+            .ok_or_else(|| {
+                Refusal::new(
+                    "not_registered",
+                    "this connection has not registered a tools instance",
+                )
+            })
     }
 }
 
 impl Drop for Tools {
     fn drop(&mut self) {
         if let Some(known) = self.registered.get() {
-            self.vault.registry.leave(&self.asker.instance, known.registration);
+            self.vault
+                .registry
+                .leave(&self.asker.instance, known.registration);
         }
     }
 }

@@ -10,13 +10,23 @@ use crate::store::Change;
 use crate::vault::{Asker, Unsealed};
 
 /// `register_charter`: a repeat changes nothing, a change reaches the session's next opening.
-pub(crate) async fn register(open: &Unsealed, asker: &Asker, charter: Charter) -> Result<Registered, Refusal> {
+pub(crate) async fn register(
+    open: &Unsealed,
+    asker: &Asker,
+    charter: Charter,
+) -> Result<Registered, Refusal> {
     check(&charter)?;
     let now = open.clock.wall_ms();
     if charter.expires_at_ms <= now {
-        return Err(Refusal::new("charter_expired", "the charter has run out already"));
+        return Err(Refusal::new(
+            "charter_expired",
+            "the charter has run out already",
+        ));
     }
-    let answer = |version| Registered { session: charter.session.clone(), policy_version: version };
+    let answer = |version| Registered {
+        session: charter.session.clone(),
+        policy_version: version,
+    };
     let pending = {
         let mut state = open.state();
         let version = state.permits.version();
@@ -27,9 +37,16 @@ pub(crate) async fn register(open: &Unsealed, asker: &Asker, charter: Charter) -
         }
         for vault in &charter.vaults {
             if vault == SYSTEM {
-                return not_permitted("model keys are opened by the charter's model credential only");
+                return not_permitted(
+                    "model keys are opened by the charter's model credential only",
+                );
             }
-            if vault != LOCAL && state.credentials.owner(vault).is_some_and(|owner| owner != &charter.principal) {
+            if vault != LOCAL
+                && state
+                    .credentials
+                    .owner(vault)
+                    .is_some_and(|owner| owner != &charter.principal)
+            {
                 return not_permitted("a collection of the charter belongs to another workspace");
             }
         }
@@ -40,8 +57,16 @@ pub(crate) async fn register(open: &Unsealed, asker: &Asker, charter: Charter) -
             }
             Some(live) => live.session.charter = charter.clone(),
             None => {
-                let session = Session { charter: charter.clone(), is_seat: false, newest_epoch: 0, opening: None };
-                state.openings.0.insert(charter.session.clone(), Live::new(session));
+                let session = Session {
+                    charter: charter.clone(),
+                    is_seat: false,
+                    newest_epoch: 0,
+                    opening: None,
+                };
+                state
+                    .openings
+                    .0
+                    .insert(charter.session.clone(), Live::new(session));
             }
         }
         let mut change = Change::default();
@@ -72,13 +97,28 @@ fn check(charter: &Charter) -> Result<(), Refusal> {
     if !is_identifier(&charter.session, "sesn_") {
         return malformed("a session's identifier is sesn_ and 1 to 64 letters and digits");
     }
-    if charter.vaults.len() > 64 || !charter.vaults.iter().all(|vault| is_identifier(vault, "vlt_")) {
-        return malformed("a charter names at most 64 collections, each vlt_ and letters and digits");
+    if charter.vaults.len() > 64
+        || !charter
+            .vaults
+            .iter()
+            .all(|vault| is_identifier(vault, "vlt_"))
+    {
+        return malformed(
+            "a charter names at most 64 collections, each vlt_ and letters and digits",
+        );
     }
-    if charter.tools.len() > 256 || !charter.tools.iter().all(|tool| tool == "*" || is_name(tool)) {
+    if charter.tools.len() > 256
+        || !charter
+            .tools
+            .iter()
+            .all(|tool| tool == "*" || is_name(tool))
+    {
         return malformed("a charter names at most 256 tools");
     }
-    if charter.agent.len() > 256 || charter.principal.as_str().len() > 128 || charter.model_credential.len() > 64 {
+    if charter.agent.len() > 256
+        || charter.principal.as_str().len() > 128
+        || charter.model_credential.len() > 64
+    {
         return malformed("a name in the charter is too long");
     }
     Ok(())

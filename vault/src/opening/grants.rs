@@ -35,21 +35,35 @@ pub(super) struct Made {
 ///
 /// A collection opens only for its owner; the operator's own one only for operators and for the key
 /// made at init. A permitted tool brings its credential along, for that tool alone.
-pub(super) fn select(state: &State, charter: &Charter, first_key: &Principal) -> (Vec<Selected>, Option<CredentialId>) {
+pub(super) fn select(
+    state: &State,
+    charter: &Charter,
+    first_key: &Principal,
+) -> (Vec<Selected>, Option<CredentialId>) {
     let principal = &charter.principal;
     let is_operator = principal.as_str().starts_with("operator:uid:") || principal == first_key;
     let mut selected: Vec<Selected> = Vec::new();
     let mut add = |credential: &CredentialId, by_tool_only: bool| {
         if selected.len() < MOST && !selected.iter().any(|known| &known.credential == credential) {
-            selected.push(Selected { credential: credential.clone(), by_tool_only });
+            selected.push(Selected {
+                credential: credential.clone(),
+                by_tool_only,
+            });
         }
     };
-    let model = state.credentials.named(SYSTEM, &charter.model_credential).map(|credential| credential.id.clone());
+    let model = state
+        .credentials
+        .named(SYSTEM, &charter.model_credential)
+        .map(|credential| credential.id.clone());
     if let Some(model) = &model {
         add(model, false);
     }
     for vault in &charter.vaults {
-        let is_open = if vault == LOCAL { is_operator } else { state.credentials.owner(vault) == Some(principal) };
+        let is_open = if vault == LOCAL {
+            is_operator
+        } else {
+            state.credentials.owner(vault) == Some(principal)
+        };
         if is_open {
             for credential in state.credentials.of_collection(vault) {
                 add(&credential.id, false);
@@ -57,8 +71,14 @@ pub(super) fn select(state: &State, charter: &Charter, first_key: &Principal) ->
         }
     }
     for permit in state.permits.iter() {
-        let is_chartered = charter.tools.iter().any(|tool| tool == "*" || tool == &permit.tool);
-        let is_live = state.credentials.get(&permit.credential).is_some_and(|c| c.archived_at_ms.is_none());
+        let is_chartered = charter
+            .tools
+            .iter()
+            .any(|tool| tool == "*" || tool == &permit.tool);
+        let is_live = state
+            .credentials
+            .get(&permit.credential)
+            .is_some_and(|c| c.archived_at_ms.is_none());
         if is_chartered && is_live && permit::names(permit, principal) {
             add(&permit.credential, true);
         }
@@ -74,26 +94,47 @@ pub(super) fn make(
     epoch: u64,
     selected: &[Selected],
 ) -> Result<Made, &'static str> {
-    let mut made = Made { grants: Vec::new(), envelopes: Vec::new(), keys: HashMap::new() };
-    for Selected { credential, by_tool_only } in selected {
-        let Some(credential) = state.credentials.get(credential) else { continue };
+    let mut made = Made {
+        grants: Vec::new(),
+        envelopes: Vec::new(),
+        keys: HashMap::new(),
+    };
+    for Selected {
+        credential,
+        by_tool_only,
+    } in selected
+    {
+        let Some(credential) = state.credentials.get(credential) else {
+            continue;
+        };
         let id = GrantId::random();
         let placeholder = format!("clvp_{}", uuid::Uuid::new_v4().simple());
         let key = match state.credentials.secret(&credential.id) {
             None => None,
-            Some(_) => Some(Arc::new(SecretBytes::random(32).map_err(|_| "memory_unavailable")?)),
+            Some(_) => Some(Arc::new(
+                SecretBytes::random(32).map_err(|_| "memory_unavailable")?,
+            )),
         };
         let ciphertext = match &key {
             None => String::new(),
-            Some(key) => seal(open, state, credential, session, epoch, &id, key).map_err(|error| error.code())?,
+            Some(key) => seal(open, state, credential, session, epoch, &id, key)
+                .map_err(|error| error.code())?,
         };
         let wrapped = match &key {
             None => None,
-            Some(key) => {
-                Some(open.keys.wrap(&open.vault, "grant", id.as_str(), key).map_err(|error| error.code())?)
-            }
+            Some(key) => Some(
+                open.keys
+                    .wrap(&open.vault, "grant", id.as_str(), key)
+                    .map_err(|error| error.code())?,
+            ),
         };
-        made.envelopes.push(envelope(credential, &id, &placeholder, ciphertext, *by_tool_only));
+        made.envelopes.push(envelope(
+            credential,
+            &id,
+            &placeholder,
+            ciphertext,
+            *by_tool_only,
+        ));
         made.grants.push(Grant {
             grant: id.clone(),
             credential: credential.id.clone(),
@@ -110,21 +151,41 @@ pub(super) fn make(
 }
 
 /// The newest versions of what an opening granted; archived credentials are left out.
-pub(super) fn renew(open: &Unsealed, state: &State, session: &str) -> Result<Vec<Envelope>, &'static str> {
+pub(super) fn renew(
+    open: &Unsealed,
+    state: &State,
+    session: &str,
+) -> Result<Vec<Envelope>, &'static str> {
     let live = state.openings.get(session).ok_or("opening_not_found")?;
     let opening = live.session.opening.as_ref().ok_or("opening_not_found")?;
     let mut envelopes = Vec::new();
     for grant in &opening.grants {
-        let Some(credential) = state.credentials.get(&grant.credential) else { continue };
+        let Some(credential) = state.credentials.get(&grant.credential) else {
+            continue;
+        };
         if credential.archived_at_ms.is_some() {
             continue;
         }
         let ciphertext = match live.keys.get(&grant.grant) {
             None => String::new(),
-            Some(key) => seal(open, state, credential, session, opening.epoch, &grant.grant, key)
-                .map_err(|error| error.code())?,
+            Some(key) => seal(
+                open,
+                state,
+                credential,
+                session,
+                opening.epoch,
+                &grant.grant,
+                key,
+            )
+            .map_err(|error| error.code())?,
         };
-        envelopes.push(envelope(credential, &grant.grant, &grant.placeholder, ciphertext, grant.by_tool_only));
+        envelopes.push(envelope(
+            credential,
+            &grant.grant,
+            &grant.placeholder,
+            ciphertext,
+            grant.by_tool_only,
+        ));
     }
     Ok(envelopes)
 }
@@ -142,9 +203,16 @@ pub(crate) fn seal(
     let gone = || VaultError::Seal("the credential's secret is gone".to_owned());
     let sealed = state.credentials.secret(&credential.id).ok_or_else(gone)?;
     let secret = open.keyring.open(credential.place(&open.vault), sealed)?;
-    let binding = serde_json::to_vec(&credential.binding).map_err(|error| VaultError::Seal(error.to_string()))?;
-    let associated =
-        grant_associated(session, epoch, grant.as_str(), credential.id.as_str(), credential.version, &binding);
+    let binding = serde_json::to_vec(&credential.binding)
+        .map_err(|error| VaultError::Seal(error.to_string()))?;
+    let associated = grant_associated(
+        session,
+        epoch,
+        grant.as_str(),
+        credential.id.as_str(),
+        credential.version,
+        &binding,
+    );
     Ok(seal_grant(key, &secret, &associated)?)
 }
 

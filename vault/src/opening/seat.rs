@@ -31,7 +31,14 @@ pub(crate) async fn open_seat(
         let is_operator = query.principal.as_str().starts_with("operator:uid:");
         if !is_operator && !state.api_keys.is_holder(&query.principal) {
             Err("principal_not_permitted")
-        } else if state.openings.0.values().filter(|live| live.is_seat()).count() >= MOST {
+        } else if state
+            .openings
+            .0
+            .values()
+            .filter(|live| live.is_seat())
+            .count()
+            >= MOST
+        {
             Err("too_many_seats")
         } else {
             drop(state);
@@ -94,7 +101,10 @@ fn make(
         opening: Some(Stored {
             id: answer.opening.clone(),
             epoch: 1,
-            opener: Opener { connection: String::new(), instance: tools.instance.clone() },
+            opener: Opener {
+                connection: String::new(),
+                instance: tools.instance.clone(),
+            },
             head: (0, String::new()),
             phase: Phase::Accepted,
             opened_at_ms: open.clock.wall_ms(),

@@ -12,7 +12,10 @@ fn credential() -> Credential {
             destination: Destination::parse("https://api.example.com").unwrap(),
             methods: vec!["GET".to_owned(), "POST".to_owned()],
             path_prefixes: vec!["/v1".to_owned()],
-            slot: Slot::Header { name: "authorization".to_owned(), prefix: "Bearer ".to_owned() },
+            slot: Slot::Header {
+                name: "authorization".to_owned(),
+                prefix: "Bearer ".to_owned(),
+            },
         },
         variable: None,
         version: 1,
@@ -106,8 +109,24 @@ fn permit(case: &mut Case) -> &mut Permit {
 #[test]
 fn a_use_within_everything_is_permitted() {
     assert_eq!(Case::good().decide(), Ok(()));
-    assert_eq!(Case { is_seat: true, tools: vec![], ..Case::good() }.decide(), Ok(()));
-    assert_eq!(Case { by_tool_only: true, tools: vec!["*".to_owned()], ..Case::good() }.decide(), Ok(()));
+    assert_eq!(
+        Case {
+            is_seat: true,
+            tools: vec![],
+            ..Case::good()
+        }
+        .decide(),
+        Ok(())
+    );
+    assert_eq!(
+        Case {
+            by_tool_only: true,
+            tools: vec!["*".to_owned()],
+            ..Case::good()
+        }
+        .decide(),
+        Ok(())
+    );
     let mut anyone = Case::good();
     permit(&mut anyone).principals = vec![Principal::from("*".to_owned())];
     assert_eq!(anyone.decide(), Ok(()));
@@ -123,33 +142,56 @@ fn each_thing_out_of_order_refuses_with_its_own_code() {
     refused("epoch_stale", &|case| case.asked.epoch = 2);
     refused("opening_not_found", &|case| case.asked.epoch = 4);
     refused("opening_void", &|case| case.standing = Standing::Ended);
-    refused("opening_not_accepted", &|case| case.standing = Standing::NotAccepted);
+    refused("opening_not_accepted", &|case| {
+        case.standing = Standing::NotAccepted;
+    });
     refused("charter_expired", &|case| case.now_ms = 100);
     refused("grant_not_found", &|case| case.has_grant = false);
     refused("credential_not_found", &|case| case.credential = None);
-    refused("credential_archived", &|case| case.credential.as_mut().unwrap().archived_at_ms = Some(1));
+    refused("credential_archived", &|case| {
+        case.credential.as_mut().unwrap().archived_at_ms = Some(1);
+    });
     refused("tool_not_permitted", &|case| case.permit = None);
     refused("tool_not_permitted", &|case| case.tools = vec![]);
-    refused("tool_not_permitted", &|case| case.tools = vec!["other".to_owned()]);
-    refused("tool_not_permitted", &|case| permit(case).tool = "other".to_owned());
-    refused("tool_not_permitted", &|case| permit(case).credential = CredentialId::from("vcrd_2"));
-    refused("tool_changed", &|case| case.asked.tool_hash = "bb".to_owned());
-    refused("principal_not_permitted", &|case| permit(case).principals = vec![Principal::key("key_2")]);
+    refused("tool_not_permitted", &|case| {
+        case.tools = vec!["other".to_owned()];
+    });
+    refused("tool_not_permitted", &|case| {
+        permit(case).tool = "other".to_owned();
+    });
+    refused("tool_not_permitted", &|case| {
+        permit(case).credential = CredentialId::from("vcrd_2");
+    });
+    refused("tool_changed", &|case| {
+        case.asked.tool_hash = "bb".to_owned();
+    });
+    refused("principal_not_permitted", &|case| {
+        permit(case).principals = vec![Principal::key("key_2")];
+    });
     refused("destination_not_bound", &|case| {
         case.asked.destination = Destination::parse("https://evil.example.com").unwrap();
     });
     refused("destination_not_bound", &|case| {
         case.asked.destination = Destination::parse("http://api.example.com").unwrap();
     });
-    refused("method_not_bound", &|case| case.asked.method = "DELETE".to_owned());
-    refused("path_not_bound", &|case| case.asked.path = "/v1x".to_owned());
-    refused("method_not_permitted", &|case| case.asked.method = "GET".to_owned());
+    refused("method_not_bound", &|case| {
+        case.asked.method = "DELETE".to_owned();
+    });
+    refused("path_not_bound", &|case| {
+        case.asked.path = "/v1x".to_owned();
+    });
+    refused("method_not_permitted", &|case| {
+        case.asked.method = "GET".to_owned();
+    });
 }
 
 #[test]
 fn the_model_grant_serves_the_model_route_alone() {
     let with = |tool: &str, is_model: bool| {
-        let mut case = Case { is_model, ..Case::good() };
+        let mut case = Case {
+            is_model,
+            ..Case::good()
+        };
         case.asked.tool = tool.to_owned();
         case.decide()
     };
@@ -162,7 +204,13 @@ fn the_model_grant_serves_the_model_route_alone() {
 #[test]
 fn the_gateway_spends_what_the_charter_opened_and_not_what_a_tool_brought_along() {
     let with = |by_tool_only: bool, is_seat: bool| {
-        let mut case = Case { by_tool_only, is_seat, permit: None, tools: vec![], ..Case::good() };
+        let mut case = Case {
+            by_tool_only,
+            is_seat,
+            permit: None,
+            tools: vec![],
+            ..Case::good()
+        };
         case.asked.tool = "egress".to_owned();
         case.decide()
     };

@@ -28,16 +28,22 @@ pub(crate) fn create(directory: &Path) -> Result<SecretBytes, VaultError> {
         .custom_flags(NO_FOLLOW)
         .open(&path)
         .map_err(VaultError::file(&path))?;
-    file.write_all(key.expose()).map_err(VaultError::file(&path))?;
+    file.write_all(key.expose())
+        .map_err(VaultError::file(&path))?;
     file.sync_all().map_err(VaultError::file(&path))?;
-    File::open(directory).and_then(|folder| folder.sync_all()).map_err(VaultError::file(directory))?;
+    File::open(directory)
+        .and_then(|folder| folder.sync_all())
+        .map_err(VaultError::file(directory))?;
     Ok(key)
 }
 
 /// Reads the file: a regular file of our own, of the right length, closed to everyone else.
 pub(crate) fn read(directory: &Path) -> Result<SecretBytes, VaultError> {
     let path = path(directory);
-    let refused = |what: &str| VaultError::File { path: path.clone(), what: what.to_owned() };
+    let refused = |what: &str| VaultError::File {
+        path: path.clone(),
+        what: what.to_owned(),
+    };
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(NO_FOLLOW)
@@ -48,7 +54,9 @@ pub(crate) fn read(directory: &Path) -> Result<SecretBytes, VaultError> {
         return Err(refused("is no regular file"));
     }
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(refused("belongs to another user; chown it to the vault's user"));
+        return Err(refused(
+            "belongs to another user; chown it to the vault's user",
+        ));
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(refused("is open to other users; chmod 0400"));
@@ -57,7 +65,8 @@ pub(crate) fn read(directory: &Path) -> Result<SecretBytes, VaultError> {
         return Err(refused("is not 32 bytes long"));
     }
     let mut key = SecretBytes::new_zeroed(LENGTH)?;
-    file.read_exact(key.expose_mut()).map_err(VaultError::file(&path))?;
+    file.read_exact(key.expose_mut())
+        .map_err(VaultError::file(&path))?;
     Ok(key)
 }
 
@@ -75,7 +84,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let key = create(directory.path()).unwrap();
         assert!(read(directory.path()).unwrap().is_equal(key.expose()));
-        let mode = std::fs::metadata(path(directory.path())).unwrap().permissions().mode();
+        let mode = std::fs::metadata(path(directory.path()))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o400);
         assert!(create(directory.path()).is_err());
         assert!(read(directory.path()).unwrap().is_equal(key.expose()));

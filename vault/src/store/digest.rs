@@ -39,7 +39,10 @@ impl Digests {
     pub(super) fn insert(&mut self, class: Class, id: &str, sealed: &[u8]) {
         let buckets = self.classes.entry(class).or_insert_with(Buckets::new);
         let bucket = bucket_of(id);
-        if buckets.hashes[bucket].insert(id.to_owned(), Sha256::digest(sealed).into()).is_none() {
+        if buckets.hashes[bucket]
+            .insert(id.to_owned(), Sha256::digest(sealed).into())
+            .is_none()
+        {
             buckets.rows += 1;
         }
         buckets.refresh(bucket);
@@ -47,7 +50,9 @@ impl Digests {
 
     /// Takes a row out.
     pub(super) fn remove(&mut self, class: Class, id: &str) {
-        let Some(buckets) = self.classes.get_mut(&class) else { return };
+        let Some(buckets) = self.classes.get_mut(&class) else {
+            return;
+        };
         let bucket = bucket_of(id);
         if buckets.hashes[bucket].remove(id).is_some() {
             buckets.rows -= 1;
@@ -65,15 +70,25 @@ impl Digests {
             for bucket in &buckets.digests {
                 hash.update(bucket);
             }
-            ClassDigest { rows: buckets.rows, digest: hex::encode(hash.finalize()) }
+            ClassDigest {
+                rows: buckets.rows,
+                digest: hex::encode(hash.finalize()),
+            }
         };
-        self.classes.iter().map(|(class, buckets)| (*class, digest(buckets))).collect()
+        self.classes
+            .iter()
+            .map(|(class, buckets)| (*class, digest(buckets)))
+            .collect()
     }
 }
 
 impl Buckets {
     fn new() -> Self {
-        Self { rows: 0, hashes: vec![BTreeMap::new(); BUCKETS], digests: vec![[0; 32]; BUCKETS] }
+        Self {
+            rows: 0,
+            hashes: vec![BTreeMap::new(); BUCKETS],
+            digests: vec![[0; 32]; BUCKETS],
+        }
     }
 
     fn refresh(&mut self, bucket: usize) {
@@ -101,7 +116,8 @@ pub(super) fn difference(
 ) -> Option<String> {
     let classes: std::collections::BTreeSet<&Class> = recorded.keys().chain(found.keys()).collect();
     for class in classes {
-        let rows = |of: &BTreeMap<Class, ClassDigest>| of.get(class).map_or(0, |digest| digest.rows);
+        let rows =
+            |of: &BTreeMap<Class, ClassDigest>| of.get(class).map_or(0, |digest| digest.rows);
         if rows(recorded) != rows(found) {
             return Some(format!(
                 "class {}: {} rows where {} were recorded",
@@ -111,7 +127,10 @@ pub(super) fn difference(
             ));
         }
         if recorded.get(class) != found.get(class) {
-            return Some(format!("class {}: rows are not those that were recorded", class.as_str()));
+            return Some(format!(
+                "class {}: rows are not those that were recorded",
+                class.as_str()
+            ));
         }
     }
     None
@@ -131,7 +150,11 @@ mod tests {
             other.insert(Class::Session, &number.to_string(), b"first");
             other.insert(Class::Session, &number.to_string(), &number.to_be_bytes());
         }
-        assert!(difference(&one.summary(), &other.summary()).unwrap().contains("700 rows"));
+        assert!(
+            difference(&one.summary(), &other.summary())
+                .unwrap()
+                .contains("700 rows")
+        );
         for number in 600..700_u32 {
             other.remove(Class::Session, &number.to_string());
         }
@@ -146,9 +169,17 @@ mod tests {
         let mut swapped = Digests::default();
         swapped.insert(Class::Permit, "a", b"2");
         swapped.insert(Class::Permit, "b", b"1");
-        assert!(difference(&before.summary(), &swapped.summary()).unwrap().contains("class permit"));
+        assert!(
+            difference(&before.summary(), &swapped.summary())
+                .unwrap()
+                .contains("class permit")
+        );
         let mut emptied = before.summary();
         emptied.clear();
-        assert!(difference(&before.summary(), &emptied).unwrap().contains("0 rows where 2"));
+        assert!(
+            difference(&before.summary(), &emptied)
+                .unwrap()
+                .contains("0 rows where 2")
+        );
     }
 }

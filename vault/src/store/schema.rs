@@ -16,8 +16,9 @@ CREATE TABLE root (id INTEGER PRIMARY KEY CHECK (id = 1), sealed BLOB NOT NULL) 
 
 /// Opens the file with the settings that durability and shredding rest on.
 pub(super) fn connect(path: &Path, create: bool) -> Result<Connection, VaultError> {
-    let mut flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     if create {
         flags |= OpenFlags::SQLITE_OPEN_CREATE;
     }
@@ -53,10 +54,16 @@ pub(super) fn verify(connection: &Connection) -> Result<(), VaultError> {
     create(&expected)?;
     let (expected, found) = (objects(&expected)?, objects(connection)?);
     if let Some(extra) = found.iter().find(|object| !expected.contains(object)) {
-        return Err(VaultError::StoreTampered(format!("{} is not of the schema", describe(extra))));
+        return Err(VaultError::StoreTampered(format!(
+            "{} is not of the schema",
+            describe(extra)
+        )));
     }
     if let Some(missing) = expected.iter().find(|object| !found.contains(object)) {
-        return Err(VaultError::StoreTampered(format!("{} is missing from the schema", describe(missing))));
+        return Err(VaultError::StoreTampered(format!(
+            "{} is missing from the schema",
+            describe(missing)
+        )));
     }
     Ok(())
 }
@@ -65,7 +72,9 @@ pub(super) fn verify(connection: &Connection) -> Result<(), VaultError> {
 pub(super) fn as_read(error: rusqlite::Error) -> VaultError {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     match error.sqlite_error_code() {
-        Some(DatabaseCorrupt | NotADatabase) => VaultError::StoreTampered(format!("the file is damaged: {error}")),
+        Some(DatabaseCorrupt | NotADatabase) => {
+            VaultError::StoreTampered(format!("the file is damaged: {error}"))
+        }
         _ => VaultError::Store(error.to_string()),
     }
 }
@@ -73,13 +82,28 @@ pub(super) fn as_read(error: rusqlite::Error) -> VaultError {
 type Object = (String, String, Option<String>);
 
 fn objects(connection: &Connection) -> Result<Vec<Object>, VaultError> {
-    let mut statement =
-        connection.prepare("SELECT type, name, sql FROM sqlite_schema ORDER BY type, name").map_err(as_read)?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).map_err(as_read)?;
+    let mut statement = connection
+        .prepare("SELECT type, name, sql FROM sqlite_schema ORDER BY type, name")
+        .map_err(as_read)?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .map_err(as_read)?;
     rows.collect::<Result<_, _>>().map_err(as_read)
 }
 
 fn describe(object: &Object) -> String {
-    let shown: String = object.1.chars().filter(char::is_ascii_graphic).take(64).collect();
-    format!("{} '{shown}'", if object.0 == "table" { "table" } else { "object" })
+    let shown: String = object
+        .1
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(64)
+        .collect();
+    format!(
+        "{} '{shown}'",
+        if object.0 == "table" {
+            "table"
+        } else {
+            "object"
+        }
+    )
 }

@@ -22,7 +22,10 @@ pub(super) const ROW_FLOOR: usize = 256;
 /// What the writer is told.
 #[derive(Debug)]
 pub(super) enum Job {
-    Change { ticket: u64, change: Change },
+    Change {
+        ticket: u64,
+        change: Change,
+    },
     /// The audit record that came with this ticket is in the log.
     Settle(u64),
 }
@@ -43,7 +46,9 @@ impl Writer {
     pub(super) fn run(mut self, jobs: &Receiver<Job>, progress: &watch::Sender<Progress>) {
         let mut done = 0;
         while let Ok(first) = jobs.recv() {
-            let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter().take(BATCH - 1)).collect();
+            let batch: Vec<Job> = std::iter::once(first)
+                .chain(jobs.try_iter().take(BATCH - 1))
+                .collect();
             let mut changes = Vec::new();
             for job in batch {
                 match job {
@@ -61,7 +66,11 @@ impl Writer {
             }
             match self.commit(changes) {
                 Ok(witnessed) => {
-                    progress.send_replace(Progress { ticket: done, witnessed, failed: None });
+                    progress.send_replace(Progress {
+                        ticket: done,
+                        witnessed,
+                        failed: None,
+                    });
                 }
                 Err(error) => {
                     // Memory is ahead of the file from here on; nothing may be built on it.
@@ -80,13 +89,15 @@ impl Writer {
         let witnessed = audit.records;
         let transaction = self.connection.unchecked_transaction()?;
         {
-            let mut put =
-                transaction.prepare("INSERT OR REPLACE INTO record (class, id, sealed) VALUES (?1, ?2, ?3)")?;
-            let mut delete = transaction.prepare("DELETE FROM record WHERE class = ?1 AND id = ?2")?;
+            let mut put = transaction
+                .prepare("INSERT OR REPLACE INTO record (class, id, sealed) VALUES (?1, ?2, ?3)")?;
+            let mut delete =
+                transaction.prepare("DELETE FROM record WHERE class = ?1 AND id = ?2")?;
             for (ticket, change) in changes {
                 for (class, id, body) in &change.puts {
                     let associated = row_associated(&self.vault, *class, id);
-                    let sealed = cipher::seal(&self.keys.metadata, &associated, &pad(body, ROW_FLOOR))?;
+                    let sealed =
+                        cipher::seal(&self.keys.metadata, &associated, &pad(body, ROW_FLOOR))?;
                     put.execute(params![class.as_str(), id, sealed])?;
                     self.digests.insert(*class, id, &sealed);
                 }
@@ -96,7 +107,13 @@ impl Writer {
                 }
                 shred |= change.shred;
                 if let Some(record) = change.outbox {
-                    self.outbox.insert(ticket, Unsettled { after: witnessed, record });
+                    self.outbox.insert(
+                        ticket,
+                        Unsettled {
+                            after: witnessed,
+                            record,
+                        },
+                    );
                 }
             }
         }
@@ -113,7 +130,8 @@ impl Writer {
         self.epoch += 1;
         if shred {
             // Frames of the write-ahead log still hold what was deleted; empty it.
-            self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")?;
+            self.connection
+                .execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")?;
         }
         Ok(witnessed)
     }

@@ -22,18 +22,24 @@ pub(super) struct Requests {
 
 impl Requests {
     /// The slot of a request; none where the id was used for a different one.
-    pub(super) fn slot(&mut self, instance: &str, request_id: &str, fingerprint: [u8; 32]) -> Option<Slot> {
+    pub(super) fn slot(
+        &mut self,
+        instance: &str,
+        request_id: &str,
+        fingerprint: [u8; 32],
+    ) -> Option<Slot> {
         let key = (instance.to_owned(), request_id.to_owned());
         if let Some((known, slot)) = self.slots.get(&key) {
             return (*known == fingerprint).then(|| Arc::clone(slot));
         }
-        if self.order.len() >= MOST {
-            if let Some(oldest) = self.order.pop_front() {
-                self.slots.remove(&oldest);
-            }
+        if self.order.len() >= MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.slots.remove(&oldest);
         }
         let slot = Slot::default();
-        self.slots.insert(key.clone(), (fingerprint, Arc::clone(&slot)));
+        self.slots
+            .insert(key.clone(), (fingerprint, Arc::clone(&slot)));
         self.order.push_back(key);
         Some(slot)
     }
@@ -47,16 +53,24 @@ mod tests {
     fn an_id_belongs_to_one_request_of_one_instance() {
         let mut requests = Requests::default();
         let slot = requests.slot("tools_1", "r", [1; 32]).unwrap();
-        assert!(Arc::ptr_eq(&slot, &requests.slot("tools_1", "r", [1; 32]).unwrap()));
+        assert!(Arc::ptr_eq(
+            &slot,
+            &requests.slot("tools_1", "r", [1; 32]).unwrap()
+        ));
         assert!(requests.slot("tools_1", "r", [2; 32]).is_none());
-        assert!(!Arc::ptr_eq(&slot, &requests.slot("tools_2", "r", [1; 32]).unwrap()));
+        assert!(!Arc::ptr_eq(
+            &slot,
+            &requests.slot("tools_2", "r", [1; 32]).unwrap()
+        ));
     }
 
     #[test]
     fn memory_is_bounded() {
         let mut requests = Requests::default();
         for number in 0..MOST * 2 {
-            requests.slot("tools_1", &number.to_string(), [0; 32]).unwrap();
+            requests
+                .slot("tools_1", &number.to_string(), [0; 32])
+                .unwrap();
         }
         assert_eq!((requests.slots.len(), requests.order.len()), (MOST, MOST));
     }

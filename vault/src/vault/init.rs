@@ -38,8 +38,15 @@ pub(super) async fn make(vault: &Vault, asker: &Asker, query: Init) -> Result<Ma
     };
     let passphrase = match &query.seal {
         SealChoice::KeyFile => None,
-        SealChoice::Passphrase { passphrase } => Some(vault.open_input(passphrase, SEAL_PURPOSE, b"passphrase")?),
-        _ => return Err(Refusal::new("malformed_request", "this vault knows no such seal")),
+        SealChoice::Passphrase { passphrase } => {
+            Some(vault.open_input(passphrase, SEAL_PURPOSE, b"passphrase")?)
+        }
+        _ => {
+            return Err(Refusal::new(
+                "malformed_request",
+                "this vault knows no such seal",
+            ));
+        }
     };
     let directory = vault.directory.clone();
     DirBuilder::new()
@@ -85,19 +92,35 @@ pub(super) async fn make(vault: &Vault, asker: &Asker, query: Init) -> Result<Ma
     let mut change = Change::default();
     let private = keys.wrap(&id, "key-pair", "private", key_pair.private())?;
     change.put(Class::Vault, "key-pair", &StoredKeyPair { private })?;
-    change.put(Class::Kek, "1", &Keyring::default().generate(&keys, &id, 1)?)?;
+    change.put(
+        Class::Kek,
+        "1",
+        &Keyring::default().generate(&keys, &id, 1)?,
+    )?;
     change.put(Class::ApiKey, &first_key.id, &first_key)?;
-    change.put(Class::Policy, "policy", &Policy { version: 1, first_key: Principal::key(&first_key.id) })?;
+    change.put(
+        Class::Policy,
+        "policy",
+        &Policy {
+            version: 1,
+            first_key: Principal::key(&first_key.id),
+        },
+    )?;
     if let Some(verifier) = &verifier {
         change.put(Class::Operator, "verifier", verifier)?;
     }
     let entry = Entry {
         decision: Decision::Allow,
-        request_id: Some(Label::new(&format!("{CHANGE}{}", uuid::Uuid::new_v4().simple()))),
+        request_id: Some(Label::new(&format!(
+            "{CHANGE}{}",
+            uuid::Uuid::new_v4().simple()
+        ))),
         credential_id: Some(Label::new(&first_key.id)),
         ..asker.entry(Kind::Admin, Op::Init)
     };
-    change.record(serde_json::to_value(&entry).map_err(|error| VaultError::Audit(error.to_string()))?);
+    change.record(
+        serde_json::to_value(&entry).map_err(|error| VaultError::Audit(error.to_string()))?,
+    );
     let front = store::create(&directory, &keys, &header, &[stanza], change)?;
     // Opening what was just written appends the record of `init` to the log, as after any crash.
     let unsealed = vault.load(&front, &root).await?;
@@ -108,7 +131,11 @@ pub(super) async fn make(vault: &Vault, asker: &Asker, query: Init) -> Result<Ma
         first_key: text,
         first_key_id: first_key.id,
     };
-    Ok(Made { answer, front, unsealed })
+    Ok(Made {
+        answer,
+        front,
+        unsealed,
+    })
 }
 
 /// Writes the public key where those look who seal to the vault; a different one that stands there
@@ -116,7 +143,10 @@ pub(super) async fn make(vault: &Vault, asker: &Asker, query: Init) -> Result<Ma
 pub(super) fn check_public_key(path: &Path, key: &str) -> Result<(), VaultError> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim() == key => Ok(()),
-        Ok(_) => Err(VaultError::StoreTampered(format!("{} holds another key than the store", path.display()))),
+        Ok(_) => Err(VaultError::StoreTampered(format!(
+            "{} holds another key than the store",
+            path.display()
+        ))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let beside = path.with_extension("pub.new");
             let mut file = OpenOptions::new()
@@ -126,11 +156,14 @@ pub(super) fn check_public_key(path: &Path, key: &str) -> Result<(), VaultError>
                 .mode(0o644)
                 .open(&beside)
                 .map_err(VaultError::file(&beside))?;
-            file.write_all(format!("{key}\n").as_bytes()).map_err(VaultError::file(&beside))?;
+            file.write_all(format!("{key}\n").as_bytes())
+                .map_err(VaultError::file(&beside))?;
             file.sync_all().map_err(VaultError::file(&beside))?;
             std::fs::rename(&beside, path).map_err(VaultError::file(path))?;
             if let Some(parent) = path.parent() {
-                File::open(parent).and_then(|folder| folder.sync_all()).map_err(VaultError::file(parent))?;
+                File::open(parent)
+                    .and_then(|folder| folder.sync_all())
+                    .map_err(VaultError::file(parent))?;
             }
             Ok(())
         }

@@ -28,16 +28,25 @@ impl Registry {
     /// Takes a registration in; it replaces the former one of the same process.
     ///
     /// None where another live connection has the same instance under another key.
-    pub(crate) fn register(&self, connection: &str, instance: &str, key: PublicKey) -> Option<Registered> {
+    pub(crate) fn register(
+        &self,
+        connection: &str,
+        instance: &str,
+        key: PublicKey,
+    ) -> Option<Registered> {
         let mut by_connection = self.lock();
-        let is_taken = by_connection
-            .iter()
-            .any(|(other, known)| other != connection && known.instance == instance && known.key != key);
+        let is_taken = by_connection.iter().any(|(other, known)| {
+            other != connection && known.instance == instance && known.key != key
+        });
         if is_taken {
             return None;
         }
         let registration = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let registered = Registered { instance: instance.to_owned(), key, registration };
+        let registered = Registered {
+            instance: instance.to_owned(),
+            key,
+            registration,
+        };
         by_connection.insert(connection.to_owned(), registered.clone());
         Some(registered)
     }
@@ -45,14 +54,19 @@ impl Registry {
     /// Takes a registration out, unless a newer one replaced it.
     pub(crate) fn leave(&self, connection: &str, registration: u64) {
         let mut by_connection = self.lock();
-        if by_connection.get(connection).is_some_and(|known| known.registration == registration) {
+        if by_connection
+            .get(connection)
+            .is_some_and(|known| known.registration == registration)
+        {
             by_connection.remove(connection);
         }
     }
 
     /// Whether a registration is the newest of its process.
     pub(crate) fn is_newest(&self, connection: &str, registration: u64) -> bool {
-        self.lock().get(connection).is_some_and(|known| known.registration == registration)
+        self.lock()
+            .get(connection)
+            .is_some_and(|known| known.registration == registration)
     }
 
     /// Whether an instance is connected.
@@ -61,6 +75,8 @@ impl Registry {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Registered>> {
-        self.by_connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

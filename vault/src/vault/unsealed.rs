@@ -77,7 +77,9 @@ impl Unsealed {
     ) -> Result<Self, VaultError> {
         let vault = front.header.vault.clone();
         if !is_same(&commitment(root)?, &front.header.commitment) {
-            return Err(VaultError::StoreTampered("the header commits to another root key".to_owned()));
+            return Err(VaultError::StoreTampered(
+                "the header commits to another root key".to_owned(),
+            ));
         }
         let keys = Arc::new(Keys::derive(&vault, root)?);
         let mut verified = store::open(directory, &keys)?;
@@ -102,7 +104,9 @@ impl Unsealed {
             changes: tokio::sync::Mutex::default(),
             clock,
             first_key: loaded.first_key.ok_or_else(|| absent("the policy"))?,
-            key_pair: loaded.key_pair.ok_or_else(|| absent("the vault's key pair"))?,
+            key_pair: loaded
+                .key_pair
+                .ok_or_else(|| absent("the vault's key pair"))?,
             keyring: loaded.keyring,
             keys,
             state: Mutex::new(state),
@@ -116,7 +120,10 @@ impl Unsealed {
             unsealed.trail.append(entry).await?;
         }
         for intent in &found.open_intents {
-            unsealed.trail.append(usage::unknown_outcome(intent)).await?;
+            unsealed
+                .trail
+                .append(usage::unknown_outcome(intent))
+                .await?;
         }
         // From here on the store knows the log as it is now.
         let ticket = unsealed.store.enqueue(Change::default());
@@ -144,10 +151,22 @@ impl Unsealed {
     }
 
     /// Hands a change to the store, in the order of the lock that the caller holds.
-    pub(crate) fn enqueue(&self, mut change: Change, mut entry: Entry) -> Result<Pending, VaultError> {
-        entry.request_id = Some(Label::new(&format!("{CHANGE}{}", uuid::Uuid::new_v4().simple())));
-        change.record(serde_json::to_value(&entry).map_err(|error| VaultError::Audit(error.to_string()))?);
-        Ok(Pending { ticket: self.store.enqueue(change), entry })
+    pub(crate) fn enqueue(
+        &self,
+        mut change: Change,
+        mut entry: Entry,
+    ) -> Result<Pending, VaultError> {
+        entry.request_id = Some(Label::new(&format!(
+            "{CHANGE}{}",
+            uuid::Uuid::new_v4().simple()
+        )));
+        change.record(
+            serde_json::to_value(&entry).map_err(|error| VaultError::Audit(error.to_string()))?,
+        );
+        Ok(Pending {
+            ticket: self.store.enqueue(change),
+            entry,
+        })
     }
 
     /// Waits until a change is durable and its record written; the record's own fsync comes with the
@@ -155,19 +174,27 @@ impl Unsealed {
     pub(crate) async fn finish(&self, pending: Pending) -> Result<(), VaultError> {
         self.store.committed(pending.ticket).await?;
         let appended = self.trail.append_lazy(pending.entry).await?;
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).push((appended.seq, pending.ticket));
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((appended.seq, pending.ticket));
         Ok(())
     }
 
     /// Records a denial, or counts it where there were many of its sort.
     pub(crate) async fn deny(&self, asker: &Asker, reason: &str, entry: Entry) {
-        let about = entry.session.as_ref().map_or_else(|| asker.instance.clone(), |session| session.as_str().to_owned());
+        let about = entry.session.as_ref().map_or_else(
+            || asker.instance.clone(),
+            |session| session.as_str().to_owned(),
+        );
         let entry = denied(entry, reason);
         let now = self.clock.monotonic_ms();
-        if let Some(entry) = self.trail.count_denial((about, reason.to_owned()), now, entry) {
-            if let Err(error) = self.trail.append_lazy(entry).await {
-                tracing::error!(%error, "a denial is not on record");
-            }
+        if let Some(entry) = self
+            .trail
+            .count_denial((about, reason.to_owned()), now, entry)
+            && let Err(error) = self.trail.append_lazy(entry).await
+        {
+            tracing::error!(%error, "a denial is not on record");
         }
     }
 
@@ -186,13 +213,16 @@ impl Unsealed {
     /// the store.
     pub(crate) async fn tick(&self) -> Result<(), VaultError> {
         let durable = self.trail.head();
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).retain(|(seq, ticket)| {
-            let is_durable = *seq <= durable.records;
-            if is_durable {
-                self.store.settle(*ticket);
-            }
-            !is_durable
-        });
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(seq, ticket)| {
+                let is_durable = *seq <= durable.records;
+                if is_durable {
+                    self.store.settle(*ticket);
+                }
+                !is_durable
+            });
         for entry in self.trail.counted(self.clock.monotonic_ms()) {
             self.trail.append_lazy(entry).await?;
         }
@@ -239,10 +269,12 @@ impl Loaded {
                 state.permits.restore_version(policy.version);
                 self.first_key = Some(policy.first_key);
             }
-            Class::Secret => state.credentials.restore_secret(CredentialId::from(row.id.as_str()), row.read()?),
-            Class::Session => state
-                .openings
-                .restore(row.read()?, |grant, wrapped| keys.unwrap(vault, "grant", grant, wrapped))?,
+            Class::Secret => state
+                .credentials
+                .restore_secret(CredentialId::from(row.id.as_str()), row.read()?),
+            Class::Session => state.openings.restore(row.read()?, |grant, wrapped| {
+                keys.unwrap(vault, "grant", grant, wrapped)
+            })?,
             Class::Vault => {
                 let stored: StoredKeyPair = row.read()?;
                 let private = keys.unwrap(vault, "key-pair", "private", &stored.private)?;
@@ -255,8 +287,14 @@ impl Loaded {
 
 /// Compares the log with the store: every change that the log tells of must be in the store, and
 /// every change of the store must be told by the log. Gives the records that the log lacks.
-fn compare(trail: &Trail, witnessed: u64, outbox: Vec<Unsettled>) -> Result<Vec<Entry>, VaultError> {
-    let wrong = |_| VaultError::StoreTampered("an audit record in the store is not of this version".to_owned());
+fn compare(
+    trail: &Trail,
+    witnessed: u64,
+    outbox: Vec<Unsettled>,
+) -> Result<Vec<Entry>, VaultError> {
+    let wrong = |_| {
+        VaultError::StoreTampered("an audit record in the store is not of this version".to_owned())
+    };
     let mut unsettled: Vec<Entry> = Vec::new();
     let mut from = witnessed;
     for Unsettled { after, record } in outbox {
@@ -269,11 +307,18 @@ fn compare(trail: &Trail, witnessed: u64, outbox: Vec<Unsettled>) -> Result<Vec<
         let Some(last) = records.last() else { break };
         from = last.seq;
         for record in &records {
-            let Some(change) = record.entry.request_id.as_ref().filter(|id| id.as_str().starts_with(CHANGE)) else {
+            let Some(change) = record
+                .entry
+                .request_id
+                .as_ref()
+                .filter(|id| id.as_str().starts_with(CHANGE))
+            else {
                 continue;
             };
             missing.retain(|entry| entry.request_id.as_ref() != Some(change));
-            let is_known = unsettled.iter().any(|entry| entry.request_id.as_ref() == Some(change));
+            let is_known = unsettled
+                .iter()
+                .any(|entry| entry.request_id.as_ref() == Some(change));
             if record.seq > witnessed && !is_known {
                 return Err(VaultError::StoreRolledBack(format!(
                     "the audit log tells of a change, record {}, that is not in the store",
@@ -288,10 +333,16 @@ fn compare(trail: &Trail, witnessed: u64, outbox: Vec<Unsettled>) -> Result<Vec<
 /// The signer of this vault's checkpoints.
 pub(super) fn signer(vault: &str, keys: &Keys) -> Result<Signer, VaultError> {
     let seed = cipher::hkdf(&keys.audit, b"claviger/checkpoint-key/v1")?;
-    Ok(Signer::new(&format!("claviger/{vault}"), SigningKey::from_seed(seed)?)?)
+    Ok(Signer::new(
+        &format!("claviger/{vault}"),
+        SigningKey::from_seed(seed)?,
+    )?)
 }
 
 /// The record of a start or an unsealing.
 pub(super) fn system(op: Op, asker: Option<&Asker>) -> Entry {
-    asker.map_or_else(|| Entry::new(Kind::System, op), |asker| asker.entry(Kind::System, op))
+    asker.map_or_else(
+        || Entry::new(Kind::System, op),
+        |asker| asker.entry(Kind::System, op),
+    )
 }
