@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a session store answers when it does not do what was asked.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, thiserror::Error)]
-#[serde(tag = "code", rename_all = "snake_case")]
+#[serde(tag = "code", content = "detail", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SessionError {
     /// The stream has moved on; the writer reads from its own position and decides again.
@@ -81,4 +81,31 @@ pub struct ChainError {
     pub seq: u64,
     /// What is wrong with it.
     pub reason: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_crosses_the_link() {
+        for error in [
+            SessionError::Conflict { head: 7 },
+            SessionError::Disconnected,
+            SessionError::Fenced { epoch: 3 },
+            SessionError::Held {
+                by: "harness-0".into(),
+                expires_in_ms: 5,
+            },
+            SessionError::invalid("a rule"),
+            SessionError::Locked {
+                directory: PathBuf::from("/tmp/store"),
+            },
+            SessionError::NotFound,
+            SessionError::store("append", "the disk is full"),
+        ] {
+            let text = serde_json::to_string(&error).unwrap();
+            assert_eq!(serde_json::from_str::<SessionError>(&text).unwrap(), error);
+        }
+    }
 }
