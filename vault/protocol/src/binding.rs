@@ -86,6 +86,12 @@ impl Destination {
     /// User information, a path, a wildcard, an unknown scheme or an unparsable host.
     pub fn parse(text: &str) -> Result<Self, BindingError> {
         let error = |why: &str| BindingError(format!("host '{text}': {why}"));
+        if let Some((_, host)) = text.rsplit_once('@') {
+            // What stands before it may be a password and is not repeated.
+            return Err(BindingError(format!(
+                "host '..@{host}': user information is not allowed in a host"
+            )));
+        }
         if text.contains('*') {
             return Err(error("a wildcard cannot be bound; name the exact host"));
         }
@@ -98,9 +104,6 @@ impl Destination {
             format!("https://{text}")
         };
         let url = url::Url::parse(&with_scheme).map_err(|e| error(&e.to_string()))?;
-        if !url.username().is_empty() || url.password().is_some() || text.contains('@') {
-            return Err(error("user information is not allowed in a host"));
-        }
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
             return Err(error("only SCHEME://HOST:PORT, without a path or a query"));
         }
