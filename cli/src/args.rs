@@ -75,6 +75,10 @@ pub(crate) enum Command {
     /// Reads and verifies the audit log.
     #[command(subcommand)]
     Audit(Audit),
+    #[cfg(feature = "operate")]
+    /// Shows the vault's state, seals it and unseals it.
+    #[command(subcommand)]
+    Vault(Vault),
     /// Explains an error code.
     Explain {
         /// A code as an error shows it, or `exit-codes`.
@@ -111,6 +115,9 @@ pub(crate) struct Init {
     /// Asks nothing: no operator passphrase, key-file seal unless --seal says otherwise.
     #[arg(long)]
     pub(crate) no_input: bool,
+    /// Reads the passphrase of --seal passphrase from stdin instead of asking for it.
+    #[arg(long)]
+    pub(crate) passphrase_stdin: bool,
 }
 
 #[cfg(feature = "operate")]
@@ -377,6 +384,17 @@ pub(crate) enum Stage {
         /// The script, JSON.
         script: PathBuf,
     },
+}
+
+#[cfg(feature = "operate")]
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum Vault {
+    /// Shows the vault's state, which can be asked while it is sealed.
+    Status,
+    /// Wipes every key from memory; nothing can be used until it is unsealed.
+    Seal,
+    /// Unseals; the passphrase comes by stdin or a hidden prompt.
+    Unseal,
 }
 
 /// Reports what clap found: help and version to stdout, mistakes to stderr with exit code 2.

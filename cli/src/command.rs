@@ -12,6 +12,7 @@ mod session;
 mod status;
 mod tool;
 mod up;
+mod vault;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ pub(crate) fn run(command: Command, output: Output) -> Result<ExitCode, CliError
             Command::Client(client) => client::run(client, output).map(|()| done),
             Command::Session(session) => session::run(session, output).await.map(|()| done),
             Command::Audit(audit) => audit::run(audit, output).await,
+            Command::Vault(verb) => vault::run(verb, output).await.map(|()| done),
             Command::Explain { .. } | Command::Serve(_) | Command::Version => {
                 Err(CliError::internal("handled before any runtime exists"))
             }

@@ -54,11 +54,15 @@ pub(crate) async fn run(options: Init, output: Output) -> Result<(), CliError> {
     config.model_url()?;
     let ask = !options.no_input && terminal::has_terminal();
     let seal_passphrase = match options.seal {
+        SealKind::KeyFile if options.passphrase_stdin => {
+            return Err(CliError::usage(
+                "unused_passphrase",
+                "--passphrase-stdin gives a passphrase that a key-file seal has no use for",
+            )
+            .fix("claviger init --seal passphrase --passphrase-stdin < FILE"));
+        }
         SealKind::KeyFile => None,
-        SealKind::Passphrase => Some(ask_new(
-            "Vault passphrase",
-            "run it on a terminal, or use --seal key-file",
-        )?),
+        SealKind::Passphrase => Some(seal_passphrase(&options)?),
     };
     let operator_passphrase = if ask {
         Some(ask_new(
@@ -108,6 +112,22 @@ pub(crate) async fn run(options: Init, output: Output) -> Result<(), CliError> {
     text.push_str("next     claviger up --detach\n");
     output.result(&document, &text);
     Ok(())
+}
+
+/// The new vault's passphrase, from stdin or a person; an empty one would seal nothing.
+fn seal_passphrase(options: &Init) -> Result<SecretBytes, CliError> {
+    let flag = "claviger init --seal passphrase --passphrase-stdin < FILE";
+    let passphrase = if options.passphrase_stdin {
+        terminal::secret_from_stdin()?
+    } else {
+        ask_new("Vault passphrase", flag)?
+    };
+    if passphrase.is_empty() {
+        return Err(
+            CliError::usage("empty_passphrase", "the vault's passphrase is empty").fix(flag),
+        );
+    }
+    Ok(passphrase)
 }
 
 fn ask_new(prompt: &str, flag: &str) -> Result<SecretBytes, CliError> {

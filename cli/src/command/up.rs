@@ -24,6 +24,8 @@ const READY_DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Instance {
     pub(crate) supervisor: Supervisor,
     pub(crate) home: Home,
+    /// What the vault said of itself when everything was ready: `open` or `sealed`.
+    vault: String,
     /// Held as long as the system runs: a second `up` of the same home finds it.
     _lock: OwnedFd,
 }
@@ -80,26 +82,26 @@ fn interrupted() -> CliError {
 }
 
 fn announce(document: &Value, detached: bool, output: Output) {
-    let text = |key: &str| {
-        document
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or("")
-            .to_owned()
-    };
     if detached {
         Output::new(true).result(document, "");
     } else {
-        output.result(
-            document,
-            &format!(
-                "api        {}\nmcp        {}\nisolation  {}\nstop with  claviger down (or Ctrl-C)",
-                text("api"),
-                text("mcp"),
-                text("isolation")
-            ),
-        );
+        output.result(document, &describe(document, "claviger down (or Ctrl-C)"));
     }
+}
+
+/// The document of `up --json` for people.
+fn describe(document: &Value, stop: &str) -> String {
+    let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or("");
+    let vault = match text("vault") {
+        "sealed" => "vault      sealed: claviger vault unseal\n",
+        _ => "",
+    };
+    format!(
+        "api        {}\nmcp        {}\n{vault}isolation  {}\nstop with  {stop}",
+        text("api"),
+        text("mcp"),
+        text("isolation")
+    )
 }
 
 /// Starts the same command in the background and waits until it is ready.
@@ -150,25 +152,10 @@ async fn detach(options: &Up, output: Output) -> Result<(), CliError> {
     if let (Ok(_), Some(document)) = (read, document) {
         // From now on the file is the supervisor's log.
         drop(std::fs::rename(&reader_path, &log_path));
-        let text = |key: &str| {
-            document
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or("")
-                .to_owned()
-        };
-        output.result(
-            &document,
-            &format!(
-                "api        {}\nmcp        {}\nisolation  {}\nstop with  claviger down",
-                text("api"),
-                text("mcp"),
-                text("isolation")
-            ),
-        );
+        output.result(&document, &describe(&document, "claviger down"));
         return Ok(());
     }
-    let _ = child.wait().await;
+    child.wait().await.ok();
     let told = std::fs::read_to_string(&reader_path).unwrap_or_default();
     drop(std::fs::remove_file(&reader_path));
     // The daemon reports its failure as one JSON object, its last line.
@@ -213,6 +200,7 @@ impl Instance {
         Ok(Self {
             supervisor,
             home,
+            vault: String::new(),
             _lock: lock,
         })
     }
@@ -260,17 +248,18 @@ impl Instance {
                     Some("claviger doctor; restore a backup"),
                 ));
             }
-            api_request(&home, "GET", "/v1/agents?limit=1", None)
-                .await
-                .map(|_| ())
+            let answer = api_request(&home, "GET", "/v1/agents?limit=1", None).await;
+            match answer {
+                // A sealed vault waits for its operator; everything else is up.
+                Err(error) if status.state == "sealed" && error.code == "vault_sealed" => {}
+                answer => drop(answer?),
+            }
+            Ok(status.state)
         };
         let mut probe = std::pin::pin!(probe);
-        loop {
+        self.vault = loop {
             tokio::select! {
-                result = &mut probe => {
-                    result?;
-                    break;
-                }
+                state = &mut probe => break state?,
                 happening = self.supervisor.next() => {
                     if let Some(Happening::Said { message: FromRole::Failed { code, what, fix }, .. }) = happening? {
                         return Err(CliError::refused(&code, &what, fix.as_deref()));
@@ -278,7 +267,7 @@ impl Instance {
                 }
                 () = tokio::time::sleep_until(end) => return Err(late()),
             }
-        }
+        };
         let document = self.document();
         write_private(&self.home.up_file(), document.to_string().as_bytes())?;
         Ok(document)
@@ -305,6 +294,7 @@ impl Instance {
             "api": format!("http://{}", address("api-http")),
             "mcp": format!("http://{}/mcp", address("mcp-http")),
             "isolation": "shared-uid",
+            "vault": self.vault,
             "pids": {"vault": of("vault"), "tools": of("tools"), "hands": of("hands"), "session": of("session"), "api": of("api"), "harness": harness},
             "supervisor": std::process::id(),
         })
