@@ -3,26 +3,31 @@
 //! `opened -> accepted -> live -> ended`. The same harness instance may repeat its own request until
 //! tools has accepted; any other second opening of an epoch is refused and flagged.
 
+mod accept;
 mod charter;
+mod end;
 mod grants;
+mod open;
 mod seat;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use claviger_vault_memory::SecretBytes;
-use claviger_vault_protocol::opening::{Accept, EndOpening, OpenSession};
 use claviger_vault_protocol::{Charter, CredentialId, GrantId, Opening, OpeningId, Refusal};
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Decision, Digest, Entry, Kind, Label, Op};
+use crate::audit::{Decision, Entry, Kind, Label, Op};
 use crate::clock::Clock;
 use crate::error::VaultError;
 use crate::store::{Change, Class};
-use crate::vault::{Asker, Registered, Unsealed};
+use crate::vault::Registered;
 
+pub(crate) use accept::accept;
 pub(crate) use charter::register;
+pub(crate) use end::{end_opening, end_seats};
 pub(crate) use grants::seal;
+pub(crate) use open::open_session;
 pub(crate) use seat::open_seat;
 
 /// Greatest step from one epoch to the next.
@@ -78,6 +83,8 @@ struct Stored {
     opened_at_ms: u64,
     acceptor: Option<Acceptor>,
     model_grant: Option<GrantId>,
+    /// Tools of the charter when it was opened: a charter that grew since reaches the next opening.
+    tools: Vec<String>,
     grants: Vec<Grant>,
     /// What was answered, kept until it is accepted.
     answer: Option<Opening>,
@@ -122,6 +129,14 @@ impl Live {
 
     pub(crate) fn charter(&self) -> &Charter {
         &self.session.charter
+    }
+
+    /// Tools that the opening was made for.
+    pub(crate) fn opened_tools(&self) -> &[String] {
+        self.session
+            .opening
+            .as_ref()
+            .map_or(&[], |opening| opening.tools.as_slice())
     }
 
     pub(crate) fn is_seat(&self) -> bool {
@@ -341,347 +356,6 @@ impl Openings {
 
 /// How long an expired charter is kept, so that its session's epochs stay spent.
 const KEEP_MS: u64 = 24 * 3_600_000;
-
-/// `open_session`.
-pub(crate) async fn open_session(
-    open: &Unsealed,
-    asker: &Asker,
-    query: OpenSession,
-) -> Result<Opening, Refusal> {
-    if query.epoch == 0 || query.instance.is_empty() || query.instance.len() > 128 {
-        return Err(Refusal::new(
-            "malformed_request",
-            "an opening names an epoch from 1 and a harness instance",
-        ));
-    }
-    let opener = Opener {
-        connection: asker.instance.clone(),
-        instance: query.instance.clone(),
-    };
-    let opened = {
-        let mut state = open.state();
-        try_open(open, &mut state, &opener, &query)
-    };
-    match opened {
-        Ok((answer, None)) => Ok(answer),
-        Ok((answer, Some(pending))) => {
-            open.finish(pending).await?;
-            Ok(answer)
-        }
-        Err(reason) => {
-            let is_flag = matches!(reason, "already_open");
-            let entry = Entry {
-                session: Some(Label::new(&query.session)),
-                epoch: Some(query.epoch),
-                harness: Some(Label::new(&query.instance)),
-                ..asker.entry(
-                    Kind::Opening,
-                    if is_flag { Op::Flag } else { Op::OpenSession },
-                )
-            };
-            open.deny(asker, reason, entry).await;
-            Err(refusal(reason))
-        }
-    }
-}
-
-type Opened = (Opening, Option<crate::vault::Pending>);
-
-fn try_open(
-    open: &Unsealed,
-    state: &mut crate::vault::State,
-    opener: &Opener,
-    query: &OpenSession,
-) -> Result<Opened, &'static str> {
-    let now = open.clock.wall_ms();
-    let live = state
-        .openings
-        .get_mut(&query.session)
-        .filter(|live| !live.is_seat())
-        .ok_or("charter_not_found")?;
-    if now >= live.session.charter.expires_at_ms {
-        return Err("charter_expired");
-    }
-    let newest = live.session.newest_epoch;
-    if query.epoch < newest {
-        return Err("epoch_stale");
-    }
-    if query.epoch == newest {
-        let overdue = live.is_overdue(open.clock.as_ref());
-        let opening = live.session.opening.as_ref().ok_or("opening_void")?;
-        let is_repeat = &opening.opener == opener && opening.head == query.head;
-        return match (&opening.answer, opening.phase) {
-            (Some(answer), Phase::Opened) if is_repeat && !overdue => Ok((answer.clone(), None)),
-            (_, Phase::Opened) if is_repeat => Err("opening_void"),
-            (_, Phase::Ended) if is_repeat => Err("opening_void"),
-            _ => Err("already_open"),
-        };
-    }
-    let step = query.epoch - newest;
-    if step > GREATEST_STEP {
-        return Err("epoch_step_too_large");
-    }
-    let charter = live.session.charter.clone();
-    let (selected, model) = grants::select(state, &charter, &open.first_key());
-    let made = grants::make(open, state, &charter.session, query.epoch, &selected)?;
-    let model_grant = model
-        .and_then(|model| {
-            made.envelopes
-                .iter()
-                .find(|envelope| envelope.credential == model)
-        })
-        .map(|envelope| envelope.grant.clone());
-    let answer = Opening {
-        opening: OpeningId::random(),
-        session: charter.session.clone(),
-        epoch: query.epoch,
-        principal: charter.principal.clone(),
-        tools: charter.tools.clone(),
-        model_grant: model_grant.clone(),
-        grants: made.envelopes,
-        expires_at_ms: charter.expires_at_ms,
-    };
-    let live = state
-        .openings
-        .get_mut(&query.session)
-        .ok_or("charter_not_found")?;
-    live.session.newest_epoch = query.epoch;
-    live.session.opening = Some(Stored {
-        id: answer.opening.clone(),
-        epoch: query.epoch,
-        opener: opener.clone(),
-        head: query.head.clone(),
-        phase: Phase::Opened,
-        opened_at_ms: now,
-        acceptor: None,
-        model_grant,
-        grants: made.grants,
-        answer: Some(answer.clone()),
-    });
-    // The former opening's keys go with this assignment: a lower epoch is fenced from here on.
-    live.keys = made.keys;
-    live.opened_monotonic_ms = Some(open.clock.monotonic_ms());
-    live.registration = None;
-    let mut change = Change::default();
-    live.store(&mut change).map_err(|_| "internal")?;
-    let entry = Entry {
-        harness: Some(Label::new(&opener.instance)),
-        // The session log's head: its outside witness is this record.
-        count: Some(query.head.0),
-        digest: Digest::parse(&query.head.1),
-        reason_code: (step > 1).then(|| Label::new(&format!("{}_epochs_void", step - 1))),
-        ..live.entry(Op::OpenSession, Decision::Allow)
-    };
-    Ok((
-        answer,
-        Some(open.enqueue(change, entry).map_err(|_| "internal")?),
-    ))
-}
-
-/// `accept`.
-pub(crate) async fn accept(
-    open: &Unsealed,
-    asker: &Asker,
-    tools: &Registered,
-    is_current: impl Fn(&str) -> bool,
-    query: Accept,
-) -> Result<Opening, Refusal> {
-    let accepted = {
-        let mut state = open.state();
-        try_accept(open, &mut state, tools, is_current, &query)
-    };
-    match accepted {
-        Ok((answer, pending)) => {
-            if let Some(pending) = pending {
-                open.finish(pending).await?;
-            }
-            Ok(answer)
-        }
-        Err(reason) => {
-            let entry = Entry {
-                session: Some(Label::new(&query.session)),
-                epoch: Some(query.epoch),
-                ..asker.entry(Kind::Opening, Op::Accept)
-            };
-            open.deny(asker, reason, entry).await;
-            Err(refusal(reason))
-        }
-    }
-}
-
-fn try_accept(
-    open: &Unsealed,
-    state: &mut crate::vault::State,
-    tools: &Registered,
-    is_current: impl Fn(&str) -> bool,
-    query: &Accept,
-) -> Result<Opened, &'static str> {
-    let live = state
-        .openings
-        .get(&query.session)
-        .filter(|live| !live.is_seat())
-        .ok_or("opening_not_found")?;
-    if query.epoch < live.session.newest_epoch {
-        return Err("epoch_stale");
-    }
-    let opening = live
-        .session
-        .opening
-        .as_ref()
-        .filter(|opening| opening.id == query.opening && opening.epoch == query.epoch)
-        .ok_or("opening_not_found")?;
-    if open.clock.wall_ms() >= live.session.charter.expires_at_ms {
-        return Err("charter_expired");
-    }
-    match opening.phase {
-        Phase::Ended => return Err("opening_void"),
-        Phase::Opened if live.is_overdue(open.clock.as_ref()) => return Err("opening_void"),
-        Phase::Opened => {}
-        Phase::Accepted | Phase::Live => {
-            let by_same = opening.acceptor == Some(tools.into());
-            // The same instance may ask once more only over a new connection, where the first
-            // answer may have been lost; another one only after the first is gone.
-            let is_again = by_same && live.registration != Some(tools.registration);
-            let is_next = !by_same
-                && !opening
-                    .acceptor
-                    .as_ref()
-                    .is_some_and(|first| is_current(&first.instance));
-            if !(is_again || is_next) {
-                return Err("already_accepted");
-            }
-        }
-    }
-    let envelopes = grants::renew(open, state, &query.session)?;
-    let live = state
-        .openings
-        .get_mut(&query.session)
-        .ok_or("opening_not_found")?;
-    live.registration = Some(tools.registration);
-    let charter = live.session.charter.clone();
-    let opening = live.session.opening.as_mut().ok_or("opening_not_found")?;
-    for grant in &mut opening.grants {
-        if let Some(envelope) = envelopes
-            .iter()
-            .find(|envelope| envelope.grant == grant.grant)
-        {
-            grant.version = envelope.version;
-        }
-    }
-    if opening.phase == Phase::Opened {
-        opening.phase = Phase::Accepted;
-    }
-    opening.acceptor = Some(tools.into());
-    opening.answer = None;
-    let answer = Opening {
-        opening: opening.id.clone(),
-        session: charter.session,
-        epoch: opening.epoch,
-        principal: charter.principal,
-        tools: charter.tools,
-        model_grant: opening.model_grant.clone(),
-        grants: envelopes,
-        expires_at_ms: charter.expires_at_ms,
-    };
-    let mut change = Change::default();
-    live.store(&mut change).map_err(|_| "internal")?;
-    let entry = Entry {
-        count: Some(answer.grants.len() as u64),
-        ..live.entry(Op::Accept, Decision::Allow)
-    };
-    Ok((
-        answer,
-        Some(open.enqueue(change, entry).map_err(|_| "internal")?),
-    ))
-}
-
-/// `end_opening` by whoever holds the opening: its harness, or the tools instance of a seat.
-pub(crate) async fn end_opening(
-    open: &Unsealed,
-    asker: &Asker,
-    tools: Option<&Registered>,
-    query: EndOpening,
-) -> Result<(), Refusal> {
-    let ended = {
-        let mut state = open.state();
-        try_end(open, &mut state, asker, tools, &query)
-    };
-    match ended {
-        Ok(Some(pending)) => Ok(open.finish(pending).await?),
-        Ok(None) => Ok(()),
-        Err(reason) => {
-            let entry = Entry {
-                session: Some(Label::new(&query.session)),
-                epoch: Some(query.epoch),
-                ..asker.entry(Kind::Opening, Op::EndOpening)
-            };
-            open.deny(asker, reason, entry).await;
-            Err(refusal(reason))
-        }
-    }
-}
-
-fn try_end(
-    open: &Unsealed,
-    state: &mut crate::vault::State,
-    asker: &Asker,
-    tools: Option<&Registered>,
-    query: &EndOpening,
-) -> Result<Option<crate::vault::Pending>, &'static str> {
-    let live = state
-        .openings
-        .get_mut(&query.session)
-        .ok_or("opening_not_found")?;
-    if query.epoch < live.session.newest_epoch {
-        return Err("epoch_stale");
-    }
-    let opening = live
-        .session
-        .opening
-        .as_ref()
-        .filter(|o| o.epoch == query.epoch)
-        .ok_or("opening_not_found")?;
-    let is_holder = match tools {
-        Some(tools) => live.session.is_seat && opening.acceptor == Some(tools.into()),
-        None => !live.session.is_seat && opening.opener.connection == asker.instance,
-    };
-    if !is_holder {
-        return Err("opening_not_found");
-    }
-    if opening.phase == Phase::Ended {
-        return Ok(None);
-    }
-    live.end();
-    let entry = Entry {
-        count: query.head.as_ref().map(|head| head.0),
-        digest: query.head.as_ref().and_then(|head| Digest::parse(&head.1)),
-        ..live.entry(Op::EndOpening, Decision::Allow)
-    };
-    let mut change = Change::default();
-    if live.session.is_seat {
-        change.delete(Class::Session, &query.session);
-        state.openings.0.remove(&query.session);
-    } else {
-        live.store(&mut change).map_err(|_| "internal")?;
-    }
-    Ok(Some(open.enqueue(change, entry).map_err(|_| "internal")?))
-}
-
-/// Ends the seats of tools instances that are gone, when another one registers.
-pub(crate) async fn end_seats(
-    open: &Unsealed,
-    is_current: impl Fn(&str) -> bool,
-) -> Result<(), Refusal> {
-    let ticket = {
-        let mut state = open.state();
-        let mut change = Change::default();
-        state
-            .openings
-            .end_seats_of(|instance| !is_current(instance), &mut change);
-        open.store.enqueue(change)
-    };
-    Ok(open.store.committed(ticket).await?)
-}
 
 fn refusal(reason: &'static str) -> Refusal {
     let message = match reason {

@@ -101,8 +101,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) expires_at_ms: u64,
     pub(crate) is_seat: bool,
     pub(crate) principal: &'a Principal,
-    /// Tools of the charter.
+    /// Tools of the charter as it is now.
     pub(crate) tools: &'a [String],
+    /// Tools of the charter as it was opened.
+    pub(crate) opened_tools: &'a [String],
     pub(crate) grant: Option<GrantFacts<'a>>,
     /// The permit of the tool that asks.
     pub(crate) permit: Option<&'a Permit>,
@@ -143,11 +145,8 @@ pub(crate) fn decide(asked: &AuthorizeUse, facts: &Facts<'_>) -> Result<(), &'st
             }
         }
         tool => {
-            let chartered = facts.is_seat
-                || facts
-                    .tools
-                    .iter()
-                    .any(|named| named == tool || named == "*");
+            let is_in = |tools: &[String]| tools.iter().any(|named| named == tool || named == "*");
+            let chartered = is_in(facts.opened_tools) && is_in(facts.tools);
             if !chartered || grant.is_model {
                 return Err("tool_not_permitted");
             }

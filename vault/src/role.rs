@@ -41,8 +41,8 @@ pub struct Options {
 pub struct Connection {
     /// The rights of the connection.
     pub role: Role,
-    /// Which process is at the other end, `harness-2` for example; the same for all connections of
-    /// one process, another one for the process that replaces it.
+    /// Which process is at the other end, `harness-2` for example: the same for all connections of
+    /// one process. The process that takes its place may have the same name.
     pub instance: String,
     /// The connection itself; MCP in stdio framing.
     pub stream: UnixStream,

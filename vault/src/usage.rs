@@ -209,6 +209,7 @@ fn judge(
         is_seat: live.is_seat(),
         principal: &live.charter().principal,
         tools: &live.charter().tools,
+        opened_tools: live.opened_tools(),
         grant: grant.map(|grant| GrantFacts {
             credential: state.credentials.get(&grant.credential),
             credential_id: &grant.credential,

@@ -127,6 +127,11 @@ impl Vault {
                 "the key file is not the one of this store".to_owned(),
             ));
         }
+        if front.stanzas.iter().all(|stanza| stanza.takes(input)) {
+            let path = key_file::path(directory);
+            let what = "the key file, the only seal of this vault, is missing".to_owned();
+            return Err(VaultError::File { path, what });
+        }
         // While sealed the log is chained and not signed; without it the vault still says its status.
         let found = trail::open(directory, None, None);
         let trail = match found {

@@ -86,6 +86,16 @@ pub(super) fn select(
     (selected, model)
 }
 
+/// What a sandbox holds instead of the secret: the same in every epoch of a session, because a
+/// sandbox outlives the harness that filled its environment, and guessable by nobody.
+fn placeholder(open: &Unsealed, session: &str, credential: &CredentialId) -> String {
+    let name = open
+        .keys
+        .blind("placeholder", &format!("{session} {credential}"));
+    let start: String = name.chars().take(32).collect();
+    format!("clvp_{start}")
+}
+
 /// Makes a grant with a key of its own for each selected credential.
 pub(super) fn make(
     open: &Unsealed,
@@ -108,7 +118,7 @@ pub(super) fn make(
             continue;
         };
         let id = GrantId::random();
-        let placeholder = format!("clvp_{}", uuid::Uuid::new_v4().simple());
+        let placeholder = placeholder(open, session, &credential.id);
         let key = match state.credentials.secret(&credential.id) {
             None => None,
             Some(_) => Some(Arc::new(

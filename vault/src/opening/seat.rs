@@ -110,6 +110,7 @@ fn make(
             opened_at_ms: open.clock.wall_ms(),
             acceptor: Some(tools.into()),
             model_grant: None,
+            tools: charter.tools.clone(),
             grants: made.grants,
             answer: None,
         }),

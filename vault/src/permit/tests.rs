@@ -48,6 +48,8 @@ struct Case {
     credential: Option<Credential>,
     permit: Option<Permit>,
     tools: Vec<String>,
+    /// Where they differ from the charter's of now.
+    opened_tools: Option<Vec<String>>,
     standing: Standing,
     by_tool_only: bool,
     is_model: bool,
@@ -70,6 +72,7 @@ impl Case {
                 methods: vec!["POST".to_owned()],
             }),
             tools: vec!["tracker".to_owned()],
+            opened_tools: None,
             standing: Standing::Accepted,
             by_tool_only: false,
             is_model: false,
@@ -95,6 +98,7 @@ impl Case {
             is_seat: self.is_seat,
             principal: &principal,
             tools: &self.tools,
+            opened_tools: self.opened_tools.as_ref().unwrap_or(&self.tools),
             grant: self.has_grant.then_some(grant),
             permit: self.permit.as_ref(),
         };
@@ -112,7 +116,6 @@ fn a_use_within_everything_is_permitted() {
     assert_eq!(
         Case {
             is_seat: true,
-            tools: vec![],
             ..Case::good()
         }
         .decide(),
@@ -183,6 +186,20 @@ fn each_thing_out_of_order_refuses_with_its_own_code() {
     refused("method_not_permitted", &|case| {
         case.asked.method = "GET".to_owned();
     });
+}
+
+#[test]
+fn a_charter_that_grew_widens_no_live_opening_and_one_that_shrank_narrows_it() {
+    let with = |now: &str, opened: &str| {
+        let mut case = Case::good();
+        case.tools = vec![now.to_owned()];
+        case.opened_tools = Some(vec![opened.to_owned()]);
+        case.decide()
+    };
+    assert_eq!(with("*", "tracker"), Ok(()));
+    assert_eq!(with("tracker", "*"), Ok(()));
+    assert_eq!(with("*", "other"), Err("tool_not_permitted"));
+    assert_eq!(with("other", "*"), Err("tool_not_permitted"));
 }
 
 #[test]

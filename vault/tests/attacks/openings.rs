@@ -296,6 +296,15 @@ async fn a_newer_epoch_fences_the_older_one() {
         .open_session(&open_session(2, "hrn_2"))
         .await
         .unwrap();
+    let placeholders = |opening: &Opening| -> Vec<String> {
+        let grants = opening.grants.iter();
+        grants.map(|grant| grant.placeholder.clone()).collect()
+    };
+    assert_eq!(
+        placeholders(&opening),
+        placeholders(&newer),
+        "a sandbox outlives an epoch, and so does what it holds"
+    );
     assert_eq!(
         code(tools.client.authorize_use(&a_use(&opening, "r2")).await),
         "epoch_stale"

@@ -276,6 +276,7 @@ async fn a_key_file_unseals_at_start_and_a_wrong_one_does_not() {
     running.stop().await.unwrap();
     let key = home.vault().join("seal.key");
     std::fs::remove_file(&key).unwrap();
+    assert_eq!(home.refusal().await.code(), "file_unusable");
     std::fs::write(&key, [7; 32]).unwrap();
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
     assert_eq!(home.refusal().await.code(), "seal_refused");
