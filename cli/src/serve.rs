@@ -404,6 +404,27 @@ impl Roles {
         })
     }
 
+    /// Connections of harnesses, each with the name that the supervisor gave its harness.
+    #[cfg(feature = "tools")]
+    fn harnesses(&self, link: &str) -> mpsc::Receiver<claviger_mcp_tools::role::Linked> {
+        let mut connections = self.inbox.connections(link, End::Server);
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            while let Some((peer, descriptor)) = connections.recv().await {
+                match stream(descriptor) {
+                    Ok(stream) => {
+                        let linked = claviger_mcp_tools::role::Linked { peer, stream };
+                        if sender.send(linked).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => warn!(%error, "a link could not be used"),
+                }
+            }
+        });
+        receiver
+    }
+
     #[cfg(feature = "tools")]
     async fn tools(self, ready: impl FnOnce()) -> Result<(), CliError> {
         use claviger_mcp_tools::role::{Links, Options, run};
@@ -419,8 +440,8 @@ impl Roles {
         let links = Links {
             vault: self.client("vault"),
             attach: self.server("attach"),
-            harness: self.server("tools"),
-            model: self.server("model"),
+            harness: self.harnesses("tools"),
+            model: self.harnesses("model"),
             mcp_socket: Some(self.unix("mcp").await?),
             http: Some(self.tcp("mcp-http").await?),
             scan_socket: if self.demo {

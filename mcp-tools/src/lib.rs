@@ -17,6 +17,7 @@ mod error;
 mod inject;
 mod model;
 mod openings;
+mod presenters;
 pub mod role;
 mod scan;
 mod scrub;

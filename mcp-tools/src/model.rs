@@ -1,7 +1,7 @@
 //! The model route: the Messages API for harnesses, spending the session's model credential.
 //!
-//! HTTP/2 with prior knowledge on each link. A request names its session and epoch, and is answered only if a harness
-//! presented exactly that opening here; its model grant is then spent like any other, so that each model call is decided
+//! HTTP/2 with prior knowledge on each link. A request names its session and epoch, and is answered only if the very
+//! harness that asks presented exactly that opening here, over its other link; its model grant is then spent like any other, so that each model call is decided
 //! and recorded, a keyless one included. The answer passes piece by piece as it comes.
 
 mod refusal;
@@ -24,7 +24,6 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +31,7 @@ use tracing::debug;
 use url::Url;
 
 use self::refusal::error_response;
+use crate::role::Linked;
 use crate::shared::Shared;
 use crate::spend::{BodyError, Limits, Payload, Request};
 
@@ -63,21 +63,21 @@ type Body = UnsyncBoxBody<Bytes, BodyError>;
 /// Serves the model route on every link that arrives until `stop`.
 pub(crate) async fn run(
     shared: Arc<Shared>,
-    mut links: mpsc::Receiver<UnixStream>,
+    mut links: mpsc::Receiver<Linked>,
     base_url: Url,
     stop: CancellationToken,
 ) {
     let base_url = Arc::new(base_url);
     loop {
-        let stream = tokio::select! {
+        let linked = tokio::select! {
             () = stop.cancelled() => return,
-            stream = links.recv() => stream,
+            linked = links.recv() => linked,
         };
         // No link comes any more; those that are go on being served by their own tasks.
-        let Some(stream) = stream else { return };
+        let Some(linked) = linked else { return };
         let work = serve(
             Arc::clone(&shared),
-            stream,
+            linked,
             Arc::clone(&base_url),
             stop.clone(),
         );
@@ -99,16 +99,17 @@ where
 }
 
 /// Serves one harness's link until it leaves or `stop`.
-async fn serve(
-    shared: Arc<Shared>,
-    stream: UnixStream,
-    base_url: Arc<Url>,
-    stop: CancellationToken,
-) {
+async fn serve(shared: Arc<Shared>, linked: Linked, base_url: Arc<Url>, stop: CancellationToken) {
+    let Linked { peer, stream } = linked;
+    let peer: Arc<str> = peer.into();
     let executor = Tracked(shared.tasks.clone());
     let service = service_fn(move |request| {
-        let (shared, base_url) = (Arc::clone(&shared), Arc::clone(&base_url));
-        async move { Ok::<_, Infallible>(answer(&shared, &base_url, request).await) }
+        let (shared, base_url, peer) = (
+            Arc::clone(&shared),
+            Arc::clone(&base_url),
+            Arc::clone(&peer),
+        );
+        async move { Ok::<_, Infallible>(answer(&shared, &peer, &base_url, request).await) }
     });
     let mut builder = http2::Builder::new(executor);
     builder
@@ -131,10 +132,11 @@ async fn serve(
 
 async fn answer(
     shared: &Shared,
+    peer: &str,
     base_url: &Url,
     request: http::Request<Incoming>,
 ) -> Response<Body> {
-    match forward(shared, base_url, request).await {
+    match forward(shared, peer, base_url, request).await {
         Ok(response) => response,
         Err((status, refusal)) => {
             debug!(code = %refusal.code, "model call refused");
@@ -145,6 +147,7 @@ async fn answer(
 
 async fn forward(
     shared: &Shared,
+    peer: &str,
     base_url: &Url,
     request: http::Request<Incoming>,
 ) -> Result<Response<Body>, (StatusCode, Refusal)> {
@@ -180,7 +183,7 @@ async fn forward(
     let live = shared
         .openings
         .live(session, epoch)
-        .filter(|live| !live.is_seat())
+        .filter(|live| !live.is_seat() && shared.presenters.has(peer, session, epoch))
         .ok_or_else(|| {
             not_found("this session was not presented here at this epoch, or is over".to_owned())
         })?;

@@ -20,6 +20,7 @@ use crate::catalog::Catalog;
 use crate::dial::Dialer;
 use crate::error::ToolsError;
 use crate::openings::Openings;
+use crate::presenters::Presenters;
 use crate::server::http::Door;
 use crate::shared::Shared;
 use crate::spend::Spender;
@@ -46,6 +47,15 @@ pub struct Options {
     pub demo: bool,
 }
 
+/// A connection of a harness.
+#[derive(Debug)]
+pub struct Linked {
+    /// Whose it is, by the supervisor's word: the same name on every link of one harness.
+    pub peer: String,
+    /// The connection.
+    pub stream: UnixStream,
+}
+
 /// What the role is connected to.
 #[derive(Debug)]
 pub struct Links {
@@ -54,9 +64,9 @@ pub struct Links {
     /// Connections on which the hands hand descriptors over.
     pub attach: mpsc::Receiver<UnixStream>,
     /// Connections of harnesses, MCP framing.
-    pub harness: mpsc::Receiver<UnixStream>,
+    pub harness: mpsc::Receiver<Linked>,
     /// Connections of harnesses to the model route.
-    pub model: mpsc::Receiver<UnixStream>,
+    pub model: mpsc::Receiver<Linked>,
     /// `run/mcp.sock`.
     pub mcp_socket: Option<UnixListener>,
     /// The port of `/mcp`.
@@ -97,6 +107,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         vault: vault.clone(),
         openings: Openings::new(vault),
+        presenters: Presenters::default(),
         spender,
         catalog: Arc::new(Catalog::new(options.tools_directory)),
         tasks: tasks.clone(),
@@ -160,7 +171,7 @@ pub async fn run(
 
 async fn serve_harnesses(
     shared: Arc<Shared>,
-    mut links: mpsc::Receiver<UnixStream>,
+    mut links: mpsc::Receiver<Linked>,
     stop: CancellationToken,
 ) {
     loop {
@@ -168,8 +179,10 @@ async fn serve_harnesses(
             () = stop.cancelled() => return,
             link = links.recv() => link,
         };
-        let Some(stream) = link else { return };
-        let verbs = Arc::new(HarnessVerbs::new(Arc::clone(&shared)));
+        let Some(Linked { peer, stream }) = link else {
+            return;
+        };
+        let verbs = Arc::new(HarnessVerbs::new(Arc::clone(&shared), peer));
         let stop = stop.child_token();
         shared.tasks.spawn(async move {
             if let Err(error) = Box::pin(wire::serve(verbs, stream, stop)).await {

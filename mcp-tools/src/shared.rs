@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::Catalog;
 use crate::openings::Openings;
+use crate::presenters::Presenters;
 use crate::spend::Spender;
 
 /// The parts that all listeners and links of one tools instance share.
@@ -15,6 +16,8 @@ pub(crate) struct Shared {
     pub(crate) vault: ToolsVault,
     /// Live sessions, seats and named sandboxes.
     pub(crate) openings: Openings,
+    /// Which harness presented which of them.
+    pub(crate) presenters: Presenters,
     /// The one way to a credentialed request.
     pub(crate) spender: Spender,
     /// The tool definitions.

@@ -316,6 +316,7 @@ pub(crate) async fn shared_in(vault: &Arc<FakeVault>, tools: &Path) -> Arc<Share
     let dialer = Arc::new(Dialer::new());
     Arc::new(Shared {
         openings: Openings::new(tools_vault.clone()),
+        presenters: crate::presenters::Presenters::default(),
         spender: Spender::new(
             tools_vault.clone(),
             vault.public_key(),

@@ -1,7 +1,6 @@
 //! What a harness may ask of tools over its own link.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use claviger_vault_protocol::Refusal;
 use claviger_vault_protocol::admin::Nothing;
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::call;
 use crate::openings::Live;
+use crate::presenters::Presented;
 use crate::shared::Shared;
 
 /// One harness connection.
@@ -20,25 +20,24 @@ use crate::shared::Shared;
 /// epoch is not enough, the presenter must hold the opening that the vault gave.
 pub(crate) struct HarnessVerbs {
     shared: Arc<Shared>,
-    presented: Mutex<HashSet<(String, u64)>>,
+    peer: String,
+    presented: Arc<Presented>,
 }
 
 impl HarnessVerbs {
     /// The verbs of a new connection.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, peer: String) -> Self {
+        let presented = shared.presenters.enter(&peer);
         Self {
             shared,
-            presented: Mutex::default(),
+            peer,
+            presented,
         }
     }
 
     fn require(&self, session: &str, epoch: u64) -> Result<Arc<Live>, Refusal> {
         let live = self.shared.openings.require(session, epoch)?;
-        let presented = self
-            .presented
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if presented.contains(&(session.to_owned(), epoch)) {
+        if self.presented.has(session, epoch) {
             Ok(live)
         } else {
             Err(Refusal::new(
@@ -52,23 +51,14 @@ impl HarnessVerbs {
 
     async fn present(&self, present: Present) -> Result<At, Refusal> {
         let at = self.shared.openings.present(present.opening).await?;
-        let mut presented = self
-            .presented
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        presented.retain(|(session, _)| *session != at.session);
-        presented.insert((at.session.clone(), at.epoch));
+        self.presented.insert(&at.session, at.epoch);
         Ok(at)
     }
 
     fn withdraw(&self, at: &At) -> Result<Nothing, Refusal> {
         self.require(&at.session, at.epoch)?;
         self.shared.openings.withdraw(&at.session, at.epoch);
-        let mut presented = self
-            .presented
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        presented.remove(&(at.session.clone(), at.epoch));
+        self.presented.remove(&at.session, at.epoch);
         Ok(Nothing {})
     }
 
@@ -104,6 +94,12 @@ impl HarnessVerbs {
                 is_error: true,
             }),
         }
+    }
+}
+
+impl Drop for HarnessVerbs {
+    fn drop(&mut self) {
+        self.shared.presenters.leave(&self.peer, &self.presented);
     }
 }
 

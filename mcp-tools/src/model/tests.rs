@@ -9,17 +9,19 @@ use http_body_util::Full;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixStream};
 
 use super::*;
 use crate::egress::tests::{Credential, World, echo, origin};
+use crate::presenters::Presented;
 use crate::testing::{SECRET, Upstream, leaks};
 
 struct Route {
     world: World,
     sender: http2::SendRequest<Full<Bytes>>,
     /// Held so that the role's loop sees no end of its links.
-    _links: mpsc::Sender<UnixStream>,
+    links: mpsc::Sender<Linked>,
+    presented: Arc<Presented>,
 }
 
 impl Route {
@@ -27,8 +29,8 @@ impl Route {
         let world = World::new().await;
         world.present("sesn_1", 3, &[credential]).await;
         let (links, receiver) = mpsc::channel(1);
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        links.send(theirs).await.unwrap();
+        let presented = world.shared.presenters.enter("harness-0");
+        presented.insert("sesn_1", 3);
         let base_url = Url::parse(base_url).unwrap();
         tokio::spawn(run(
             Arc::clone(&world.shared),
@@ -36,14 +38,11 @@ impl Route {
             base_url,
             CancellationToken::new(),
         ));
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(ours))
-            .await
-            .unwrap();
-        tokio::spawn(async move { drop(connection.await) });
         Self {
             world,
-            sender,
-            _links: links,
+            sender: connect(&links, "harness-0").await,
+            links,
+            presented,
         }
     }
 
@@ -86,6 +85,18 @@ impl Route {
         );
         assert!(headers.contains_key("x-should-retry") && headers["claviger-refusal"] == code);
     }
+}
+
+/// A harness's link to the route.
+async fn connect(links: &mpsc::Sender<Linked>, peer: &str) -> http2::SendRequest<Full<Bytes>> {
+    let (ours, stream) = UnixStream::pair().unwrap();
+    let peer = peer.to_owned();
+    links.send(Linked { peer, stream }).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(ours))
+        .await
+        .unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    sender
 }
 
 /// An answer with a length.
@@ -182,6 +193,20 @@ async fn a_message_goes_out_with_the_key_and_only_the_kept_headers() {
 }
 
 #[tokio::test]
+async fn a_harness_spends_only_what_it_presented_itself() {
+    let upstream = echo().await;
+    let mut route = Route::new(&origin(&upstream), model(&origin(&upstream))).await;
+    let own = std::mem::replace(&mut route.sender, connect(&route.links, "harness-1").await);
+    // Session and epoch are no secret; having presented the opening is what counts.
+    route
+        .refused(message("sesn_1", "3"), 403, "opening_not_found")
+        .await;
+    assert!(route.uses().is_empty());
+    route.sender = own;
+    assert_eq!(route.text(message("sesn_1", "3")).await.0, 200);
+}
+
+#[tokio::test]
 async fn only_the_epoch_that_was_presented_is_answered() {
     let upstream = echo().await;
     let route = Route::new(&origin(&upstream), model(&origin(&upstream))).await;
@@ -211,6 +236,7 @@ async fn only_the_epoch_that_was_presented_is_answered() {
         .world
         .present("sesn_1", 4, &[model(&origin(&upstream))])
         .await;
+    route.presented.insert("sesn_1", 4);
     route
         .refused(message("sesn_1", "3"), 403, "opening_not_found")
         .await;
@@ -221,6 +247,7 @@ async fn only_the_epoch_that_was_presented_is_answered() {
 async fn a_session_without_a_model_grant_gets_none() {
     let upstream = echo().await;
     let route = Route::new(&origin(&upstream), model(&origin(&upstream))).await;
+    route.presented.insert("sesn_5", 1);
     route
         .world
         .present(

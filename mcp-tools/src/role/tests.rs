@@ -9,9 +9,9 @@ use super::*;
 use crate::testing::{FakeVault, SECRET, bearer};
 
 /// A link of one connection, and the other side's senders kept alive.
-async fn link(stream: UnixStream) -> (mpsc::Sender<UnixStream>, mpsc::Receiver<UnixStream>) {
+async fn link<T>(stream: T) -> (mpsc::Sender<T>, mpsc::Receiver<T>) {
     let (sender, receiver) = mpsc::channel(4);
-    sender.send(stream).await.unwrap();
+    drop(sender.send(stream).await);
     (sender, receiver)
 }
 
@@ -27,7 +27,11 @@ async fn the_role_registers_serves_its_links_and_ends_when_told() {
     )));
     let (_vault_sender, vault_link) = link(vault_ours).await;
     let (harness_ours, harness_theirs) = UnixStream::pair().unwrap();
-    let (_harness_sender, harness_link) = link(harness_theirs).await;
+    let (_harness_sender, harness_link) = link(Linked {
+        peer: "harness-0".to_owned(),
+        stream: harness_theirs,
+    })
+    .await;
     let (_attach_sender, attach) = mpsc::channel(1);
     let (_model_sender, model) = mpsc::channel(1);
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();

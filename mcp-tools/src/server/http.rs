@@ -61,7 +61,7 @@ pub(crate) async fn serve_sandbox(
     {
         Ok(listener) => serve(shared, listener, Door::Sandbox(attached), stop).await,
         Err(error) => {
-            warn!(sandbox = attached.sandbox, %error, "a sandbox's listener cannot be served")
+            warn!(sandbox = attached.sandbox, %error, "a sandbox's listener cannot be served");
         }
     }
 }

@@ -130,9 +130,9 @@ impl Scene {
         self.vault.opening("sesn_1", epoch, vec![envelope])
     }
 
-    async fn harness(&self) -> ToolsLink {
+    async fn harness(&self, peer: &str) -> ToolsLink {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let verbs = Arc::new(HarnessVerbs::new(Arc::clone(&self.shared)));
+        let verbs = Arc::new(HarnessVerbs::new(Arc::clone(&self.shared), peer.to_owned()));
         let (sender, links) = mpsc::channel(1);
         sender.send(ours).await.unwrap();
         let stop = self.stop.clone();
@@ -469,7 +469,7 @@ async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools(
     let (status, answer) = post(port, "/mcp", &[], list()).await;
     assert_eq!((status, answer.contains("sandbox_not_named")), (503, true));
 
-    let harness = scene.harness().await;
+    let harness = scene.harness("harness-0").await;
     harness
         .present(&Present {
             opening: scene.open_session(1),
@@ -529,7 +529,7 @@ async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools(
 #[tokio::test]
 async fn a_harness_presents_lists_and_calls_and_the_key_does_not_come_back() {
     let scene = scene().await;
-    let harness = scene.harness().await;
+    let harness = scene.harness("harness-0").await;
     let opening = scene.open_session(3);
     let at = harness
         .present(&Present {
@@ -586,7 +586,10 @@ async fn a_harness_presents_lists_and_calls_and_the_key_does_not_come_back() {
 #[tokio::test]
 async fn a_connection_acts_only_for_what_was_presented_over_it_at_the_newest_epoch() {
     let scene = scene().await;
-    let (one, two) = (scene.harness().await, scene.harness().await);
+    let (one, two) = (
+        scene.harness("harness-0").await,
+        scene.harness("harness-1").await,
+    );
     let opening = scene.open_session(3);
     let at = one
         .present(&Present {
