@@ -98,6 +98,16 @@ impl Findings {
                 self.session.epochs == 2,
                 format!("{} epochs, not 2", self.session.epochs),
             );
+            let spent = steps.iter().filter(|step| step.via != "sandbox").count();
+            let used = self
+                .credentials
+                .iter()
+                .find(|row| row.name == "tracker")
+                .map_or(0, |row| row.uses);
+            expect(
+                used == spent as u64,
+                format!("{used} recorded uses of 'tracker' for {spent} calls that spend it"),
+            );
             expect(
                 self.scrubbed(),
                 "the echoed key was not marked as scrubbed".to_owned(),

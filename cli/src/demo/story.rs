@@ -87,15 +87,15 @@ pub(super) fn turns(upstream: &str) -> Vec<Vec<Value>> {
 
 /// The ways in which an agent would look.
 const SEARCH: &str = "env | sort; echo '--- processes'; for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; tr '\\0' '\\n' < $p/environ; done 2>/dev/null; \
-echo '--- files'; find / -xdev \\( -path /proc -o -path /usr -o -path /sys \\) -prune -o -type f -readable -print 2>/dev/null | head -50; \
-find / -xdev \\( -path /proc -o -path /usr -o -path /sys \\) -prune -o -type f -readable -exec cat {} + 2>/dev/null | head -c 65536; \
+echo '--- files'; find / -xdev \\( -path /proc -o -path /usr -o -path /sys -o -path /dev \\) -prune -o -type f -readable -print 2>/dev/null | head -50; \
+find / -xdev \\( -path /proc -o -path /usr -o -path /sys -o -path /dev \\) -prune -o -type f -readable -exec cat {} + 2>/dev/null | head -c 65536; \
 grep -a -r -l 'sk-' /proc/[0-9]*/environ /workspace /tmp /etc 2>/dev/null; echo '--- done'";
 
 /// A request through the egress listener: `curl` where there is one, bash's own sockets otherwise.
 fn egress(upstream: &str) -> String {
     format!(
-        "if command -v curl >/dev/null; then curl -sS --noproxy '' --max-time 10 -H \"Authorization: Bearer $TRACKER_TOKEN\" http://{upstream}/api/issues; \
-else exec 3<>/dev/tcp/127.0.0.1/7001; printf 'GET http://{upstream}/api/issues HTTP/1.1\\r\\nHost: {upstream}\\r\\nAuthorization: Bearer %s\\r\\nConnection: close\\r\\n\\r\\n' \"$TRACKER_TOKEN\" >&3; cat <&3; fi"
+        "if command -v curl >/dev/null && curl --help all | grep -q fail-with-body; then curl -sS --fail-with-body --noproxy '' --max-time 10 -H \"Authorization: Bearer $TRACKER_TOKEN\" http://{upstream}/api/issues; \
+else exec 3<>/dev/tcp/127.0.0.1/7001; printf 'GET http://{upstream}/api/issues HTTP/1.1\\r\\nHost: {upstream}\\r\\nAuthorization: Bearer %s\\r\\nConnection: close\\r\\n\\r\\n' \"$TRACKER_TOKEN\" >&3; answer=$(cat <&3); echo \"$answer\"; echo \"$answer\" | head -n 1 | grep -q ' 200 '; fi"
     )
 }
 

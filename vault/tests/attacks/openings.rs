@@ -1,7 +1,7 @@
 //! Rule 2: opened once, accepted once, the newest epoch only.
 
 use claviger_vault_protocol::opening::{EndOpening, OpenSeat};
-use claviger_vault_protocol::{OpeningId, Principal};
+use claviger_vault_protocol::{Opening, OpeningId, Principal};
 
 use crate::fixture::{
     Instance, SECRET, SESSION, World, a_use, accept, charter, code, open_session, rotate,
