@@ -3,7 +3,7 @@
 //! A directory holds it: segments of JSON lines (`000000000001.jsonl`, named by their first record),
 //! `checkpoints` (one signed note after another) and `vkey` (the key that verifies them). Records are numbered
 //! densely from 1; each names the hash of the one before it, and all of them are leaves of one RFC 6962
-//! Merkle tree whose root each checkpoint signs. [`verify`] needs the directory and nothing else.
+//! Merkle tree whose root each checkpoint signs. [`verify()`] needs the directory and nothing else.
 //!
 //! The log proves integrity (nothing was changed, inserted, deleted or moved) up to the newest checkpoint.
 //! That nothing was cut off after an *earlier* checkpoint is a second question, answered only against

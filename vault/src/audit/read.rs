@@ -8,7 +8,7 @@ use super::segment::{self, Segment};
 
 /// Reads up to `limit` records after number `after`.
 ///
-/// Reads what the files say; only [`super::verify`] judges whether they were changed.
+/// Reads what the files say; only [`super::verify()`] judges whether they were changed.
 ///
 /// # Errors
 /// [`AuditError::File`]; [`AuditError::Tampered`] for a line that is no record.
