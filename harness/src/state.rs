@@ -283,6 +283,9 @@ impl State {
     }
 
     fn take_status(&mut self, event: &Event) {
+        if self.status == Status::Terminated {
+            return;
+        }
         match event.kind.as_str() {
             "session.status_idle" => {
                 self.status = Status::Idle;

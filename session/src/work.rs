@@ -2,10 +2,14 @@
 
 use serde_json::Value;
 
+/// `handled` of a session that has ended: no event has a greater number.
+const ENDED: u64 = u64::MAX >> 1;
+
 /// The part of a session's past that decides whether it has unhandled work.
 ///
 /// A session has work when input came after what the newest idle or terminated status says was handled, or when its
-/// newest status says that it runs (then its harness died on the way).
+/// newest status says that it runs (then its harness died on the way). A terminated session never has work again, whatever
+/// comes late.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Work {
     /// Number of the newest input event.
@@ -33,13 +37,15 @@ impl Work {
     pub fn fold(&mut self, seq: u64, kind: &str, payload: &Value) {
         if Self::is_input(kind) {
             self.last_input = seq;
+        } else if self.handled == ENDED {
+            // Nothing brings a session back from its end.
         } else if let Some(status) = kind.strip_prefix("session.status_") {
             self.running = matches!(status, "rescheduled" | "running");
             let named = payload["handled_seq"].as_u64();
             match status {
                 "idle" => self.handled = named.unwrap_or(self.handled),
-                // What came before the end of a session will not be handled any more.
-                "terminated" => self.handled = named.unwrap_or(seq),
+                // Neither what came before the end of a session nor what comes after it will be handled.
+                "terminated" => self.handled = ENDED,
                 _ => {}
             }
         }
@@ -110,6 +116,24 @@ mod tests {
         assert!(!work(&[
             ("user.message", json!({})),
             ("session.status_terminated", json!({}))
+        ]));
+    }
+
+    #[test]
+    fn what_comes_after_the_end_of_a_session_is_no_work() {
+        let ended = |late: &[(&str, Value)]| {
+            let mut events = vec![
+                ("user.message", json!({})),
+                ("session.status_terminated", json!({"handled_seq": 1})),
+            ];
+            events.extend_from_slice(late);
+            work(&events)
+        };
+        assert!(!ended(&[("user.message", json!({}))]));
+        assert!(!ended(&[("session.status_running", json!({}))]));
+        assert!(!ended(&[
+            ("session.status_idle", json!({"handled_seq": 0})),
+            ("user.message", json!({})),
         ]));
     }
 
