@@ -298,6 +298,30 @@ impl Roles {
         streams(self.inbox.connections(link, End::Client))
     }
 
+    /// As [`Self::server`], with what `make` makes of the peer's name.
+    #[cfg(any(feature = "session", feature = "tools"))]
+    fn linked<T: Send + 'static>(
+        &self,
+        link: &str,
+        make: impl Fn(String, UnixStream) -> T + Send + 'static,
+    ) -> mpsc::Receiver<T> {
+        let mut connections = self.inbox.connections(link, End::Server);
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            while let Some((peer, descriptor)) = connections.recv().await {
+                match stream(descriptor) {
+                    Ok(stream) => {
+                        if sender.send(make(peer, stream)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => warn!(%error, "a link could not be used"),
+                }
+            }
+        });
+        receiver
+    }
+
     fn server(&self, link: &str) -> mpsc::Receiver<UnixStream> {
         streams(self.inbox.connections(link, End::Server))
     }
@@ -367,10 +391,18 @@ impl Roles {
 
     #[cfg(feature = "session")]
     async fn session(self, ready: impl FnOnce()) -> Result<(), CliError> {
+        use claviger_session::role::{Linked, Rights};
         let options = claviger_session::role::Options {
             directory: self.home.session(),
         };
-        let links = self.server("session");
+        let links = self.linked("session", |peer, stream| {
+            // The supervisor's word, not the peer's, decides what a link may do.
+            let rights = match peer.split('-').next() {
+                Some("api") => Rights::Everything,
+                _ => Rights::Sessions,
+            };
+            Linked::new(rights, stream)
+        });
         ready();
         claviger_session::role::run(options, links, self.stop)
             .await
@@ -404,25 +436,13 @@ impl Roles {
         })
     }
 
-    /// Connections of harnesses, each with the name that the supervisor gave its harness.
+    /// Connections with the name that the supervisor gave their peer.
     #[cfg(feature = "tools")]
     fn harnesses(&self, link: &str) -> mpsc::Receiver<claviger_mcp_tools::role::Linked> {
-        let mut connections = self.inbox.connections(link, End::Server);
-        let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(async move {
-            while let Some((peer, descriptor)) = connections.recv().await {
-                match stream(descriptor) {
-                    Ok(stream) => {
-                        let linked = claviger_mcp_tools::role::Linked { peer, stream };
-                        if sender.send(linked).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => warn!(%error, "a link could not be used"),
-                }
-            }
-        });
-        receiver
+        self.linked(link, |peer, stream| claviger_mcp_tools::role::Linked {
+            peer,
+            stream,
+        })
     }
 
     #[cfg(feature = "tools")]

@@ -24,6 +24,31 @@ pub struct Options {
     pub directory: PathBuf,
 }
 
+/// What the peer of a link may ask, by the supervisor's word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rights {
+    /// Everything: the api makes the streams and writes what its users say.
+    Everything,
+    /// A harness: the logs of sessions, written under a lease alone; no input in a user's name, no other stream.
+    Sessions,
+}
+
+/// A link and what its peer may ask.
+#[derive(Debug)]
+pub struct Linked {
+    /// What the peer may ask.
+    pub rights: Rights,
+    /// The link.
+    pub stream: UnixStream,
+}
+
+impl Linked {
+    /// A link with these rights.
+    pub fn new(rights: Rights, stream: UnixStream) -> Self {
+        Self { rights, stream }
+    }
+}
+
 /// Serves the store in `options.directory` to every link that arrives, until `stop`, or until `links` is closed and
 /// the last of them has ended. Calls that were under way are finished, the file is closed and its lock given up.
 ///
@@ -32,7 +57,7 @@ pub struct Options {
 /// `Locked` when another process has the store open, `Store` when it cannot be opened or has become unusable.
 pub async fn run(
     options: Options,
-    links: mpsc::Receiver<UnixStream>,
+    links: mpsc::Receiver<Linked>,
     stop: CancellationToken,
 ) -> Result<(), SessionError> {
     let store = tokio::task::spawn_blocking(move || SqliteStore::open(&options.directory))
@@ -51,7 +76,7 @@ pub async fn run(
 /// Serves any store to every link that arrives, until `stop`, or until `links` is closed and the last has ended.
 pub async fn serve<S: SessionStore>(
     store: S,
-    mut links: mpsc::Receiver<UnixStream>,
+    mut links: mpsc::Receiver<Linked>,
     stop: CancellationToken,
 ) {
     let mut connections = JoinSet::new();

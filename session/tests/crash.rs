@@ -38,7 +38,10 @@ async fn a_role_ends_with_its_last_link() {
     };
     link.set_nonblocking(true).unwrap();
     to_role
-        .send(UnixStream::from_std(link).unwrap())
+        .send(role::Linked::new(
+            role::Rights::Everything,
+            UnixStream::from_std(link).unwrap(),
+        ))
         .await
         .unwrap();
     drop((to_role, ours));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use claviger_api::role::{Links, Options, run};
+use claviger_session::role::{Linked, Rights};
 use claviger_session::{NewEvent, SessionClient, SessionId};
 use claviger_vault_protocol::admin::{
     AuthenticateKey, CredentialRow, Credentials, KeyHolder, List, OfCredential, PUT_PURPOSE, Put,
@@ -203,7 +204,7 @@ pub(crate) struct Server {
     pub(crate) answers: Mutex<Vec<String>>,
     pub(crate) stop: CancellationToken,
     pub(crate) api_stop: CancellationToken,
-    session_links: mpsc::Sender<UnixStream>,
+    session_links: mpsc::Sender<Linked>,
     api_session: mpsc::Sender<UnixStream>,
     _vault_links: mpsc::Sender<UnixStream>,
     _log_links: mpsc::Sender<UnixStream>,
@@ -213,6 +214,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn for_api(link: UnixStream) -> Linked {
+    Linked::new(Rights::Everything, link)
 }
 
 impl Server {
@@ -246,7 +251,7 @@ impl Server {
         tokio::spawn(driver);
         let (ours, theirs) = UnixStream::pair().unwrap();
         log_links.send(ours).await.unwrap();
-        session_links.send(theirs).await.unwrap();
+        session_links.send(for_api(theirs)).await.unwrap();
 
         let (api_session, session_receiver) = mpsc::channel(8);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -287,7 +292,7 @@ impl Server {
     /// Gives the api a fresh link to the session role; the old one breaks.
     pub(crate) async fn relink(&self) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        self.session_links.send(theirs).await.unwrap();
+        self.session_links.send(for_api(theirs)).await.unwrap();
         self.api_session.send(ours).await.unwrap();
     }
 

@@ -15,7 +15,7 @@ use crate::role;
 /// A role and a client, and the means to link them and to break the link.
 struct Linked {
     home: TempDir,
-    to_role: mpsc::Sender<UnixStream>,
+    to_role: mpsc::Sender<role::Linked>,
     to_client: mpsc::Sender<UnixStream>,
     stop: CancellationToken,
     role: JoinHandle<Result<(), SessionError>>,
@@ -49,7 +49,7 @@ impl Linked {
     /// Links the two anew.
     async fn link(&self) {
         let (left, right) = UnixStream::pair().unwrap();
-        self.to_role.send(left).await.unwrap();
+        self.to_role.send(for_api(left)).await.unwrap();
         self.to_client.send(right).await.unwrap();
     }
 
@@ -63,7 +63,7 @@ impl Linked {
     /// A raw link to the role.
     async fn raw(&self) -> Framed<UnixStream, LengthDelimitedCodec> {
         let (left, right) = UnixStream::pair().unwrap();
-        self.to_role.send(left).await.unwrap();
+        self.to_role.send(for_api(left)).await.unwrap();
         Framed::new(right, LengthDelimitedCodec::new())
     }
 
@@ -75,10 +75,14 @@ impl Linked {
     }
 }
 
+fn for_api(link: UnixStream) -> role::Linked {
+    role::Linked::new(role::Rights::Everything, link)
+}
+
 fn start_role(
     home: &TempDir,
 ) -> (
-    mpsc::Sender<UnixStream>,
+    mpsc::Sender<role::Linked>,
     CancellationToken,
     JoinHandle<Result<(), SessionError>>,
 ) {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::{Linked, Rights};
 use crate::SessionId;
 use crate::error::SessionError;
 use crate::protocol::{Answer, Call, Frames, Reply, Request, encode, write_frames};
@@ -34,7 +34,7 @@ type Leases = Arc<Mutex<HashMap<SessionId, (String, u64)>>>;
 /// A link under the supervisor lives as long as its peer's process, so its end frees the time of the
 /// leases taken over it: another harness need not wait for them to run out. Their epochs stay what
 /// decides about writes (design rule 6), so freeing one too early costs a wake, never an event.
-pub(super) async fn serve<S: SessionStore>(store: S, link: UnixStream, stop: CancellationToken) {
+pub(super) async fn serve<S: SessionStore>(store: S, link: Linked, stop: CancellationToken) {
     let leases = Leases::default();
     converse(store.clone(), link, stop.clone(), Arc::clone(&leases)).await;
     if stop.is_cancelled() {
@@ -49,15 +49,17 @@ pub(super) async fn serve<S: SessionStore>(store: S, link: UnixStream, stop: Can
 
 async fn converse<S: SessionStore>(
     store: S,
-    link: UnixStream,
+    link: Linked,
     stop: CancellationToken,
     leases: Leases,
 ) {
-    let (read, write) = link.into_split();
+    let Linked { rights, stream } = link;
+    let (read, write) = stream.into_split();
     let (queue, queued) = mpsc::channel(WRITE_QUEUE);
     let mut frames = Frames::new(read);
     let mut connection = Connection {
         store,
+        rights,
         leases,
         queue,
         open: Arc::new(Semaphore::new(MAX_OPEN as usize)),
@@ -107,6 +109,7 @@ async fn converse<S: SessionStore>(
 
 struct Connection<S> {
     store: S,
+    rights: Rights,
     leases: Leases,
     queue: mpsc::Sender<Bytes>,
     open: Arc<Semaphore>,
@@ -119,6 +122,12 @@ impl<S: SessionStore> Connection<S> {
     /// Starts work on one request.
     async fn take(&mut self, request: Request) {
         let id = request.id;
+        if self.rights == Rights::Sessions && !is_for_harness(&request.call) {
+            let error =
+                SessionError::invalid("a harness reads and writes the logs of sessions alone");
+            send(&self.queue, id, Answer::Error(error)).await;
+            return;
+        }
         match request.call {
             Call::Cancel { subscription } => {
                 if let Some(handle) = self.handles.remove(&subscription) {
@@ -165,6 +174,22 @@ impl<S: SessionStore> Connection<S> {
             id
         });
         self.handles.insert(id, handle);
+    }
+}
+
+/// Whether a turn loop asks this: about one session, and never in a user's name.
+fn is_for_harness(call: &Call) -> bool {
+    match call {
+        Call::Cancel { .. } | Call::Watch { .. } => true,
+        Call::AppendInput { .. } | Call::List { .. } => false,
+        Call::Append { session, .. }
+        | Call::Head { session }
+        | Call::Lease { session, .. }
+        | Call::Publish { session, .. }
+        | Call::Read { session, .. }
+        | Call::Release { session, .. }
+        | Call::Renew { session, .. }
+        | Call::Tail { session, .. } => session.is_session(),
     }
 }
 
@@ -285,12 +310,22 @@ async fn send(queue: &mpsc::Sender<Bytes>, id: u64, answer: Answer) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixStream;
+
     use super::*;
-    use crate::{NewEvent, SessionClient, SqliteStore};
+    use crate::{NewEvent, Query, SessionClient, SqliteStore};
 
     fn client(store: &SqliteStore) -> (SessionClient, tokio::task::JoinHandle<()>) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        tokio::spawn(serve(store.clone(), theirs, CancellationToken::new()));
+        client_with(store, Rights::Everything)
+    }
+
+    fn client_with(
+        store: &SqliteStore,
+        rights: Rights,
+    ) -> (SessionClient, tokio::task::JoinHandle<()>) {
+        let (ours, stream) = UnixStream::pair().unwrap();
+        let linked = Linked { rights, stream };
+        tokio::spawn(serve(store.clone(), linked, CancellationToken::new()));
         let (sender, links) = mpsc::channel(1);
         sender.try_send(ours).unwrap();
         let (client, driver) = SessionClient::new(links);
@@ -299,6 +334,58 @@ mod tests {
             drop(sender);
         });
         (client, driver)
+    }
+
+    #[tokio::test]
+    async fn a_harness_cannot_speak_for_a_user_or_touch_what_is_no_session() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(directory.path()).unwrap();
+        let (api, _api) = client(&store);
+        let (harness, _harness) = client_with(&store, Rights::Sessions);
+        let (session, agent) = (SessionId::random("sesn"), SessionId::random("agent"));
+        let event = |kind: &str| vec![NewEvent::new(kind, serde_json::json!({"content": []}))];
+        api.append_input(&session, "1", event("user.message"))
+            .await
+            .unwrap();
+        api.append(&agent, 0, 0, event("agent.created"))
+            .await
+            .unwrap();
+
+        let refused = |answer: Result<(), SessionError>| {
+            assert!(
+                matches!(answer, Err(SessionError::Invalid { .. })),
+                "{answer:?}"
+            );
+        };
+        refused(
+            harness
+                .append_input(&session, "2", event("user.message"))
+                .await
+                .map(drop),
+        );
+        refused(
+            harness
+                .append(&agent, 1, 0, event("agent.updated"))
+                .await
+                .map(drop),
+        );
+        refused(harness.lease(&agent, "hrn_1", 1_000).await.map(drop));
+        refused(harness.read(&agent, Query::default()).await.map(drop));
+        refused(harness.list("agent_", None, 10, false).await.map(drop));
+
+        let lease = harness.lease(&session, "hrn_1", 60_000).await.unwrap();
+        harness
+            .append(
+                &session,
+                lease.head,
+                lease.epoch,
+                event("session.status_running"),
+            )
+            .await
+            .unwrap();
+        assert_eq!(api.head(&agent).await.unwrap().0, 1);
+        let read = harness.read(&session, Query::default()).await.unwrap();
+        assert_eq!(read.len(), 2);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use claviger_session::role::{Linked, Rights};
 use claviger_session::{Event, NewEvent, Query, SessionClient, SessionId, Tailed};
 use claviger_vault_protocol::wire;
 use futures_util::StreamExt as _;
@@ -97,7 +98,7 @@ impl Wires {
 /// Everything a harness works with.
 pub(super) struct World {
     pub(super) store: SessionClient,
-    session_links: mpsc::Sender<UnixStream>,
+    session_links: mpsc::Sender<Linked>,
     pub(super) hands: FakeHands,
     pub(super) vault: Arc<FakeVault>,
     pub(super) tools: FakeTools,
@@ -134,7 +135,10 @@ impl World {
         let role = claviger_session::role::run(options, links, stop.clone());
         tokio::spawn(async move { role.await.expect("the session role goes on") });
         let (ours, theirs) = UnixStream::pair().unwrap();
-        session_links.send(theirs).await.unwrap();
+        session_links
+            .send(Linked::new(Rights::Everything, theirs))
+            .await
+            .unwrap();
         let (sender, receiver) = mpsc::channel(1);
         sender.send(ours).await.unwrap();
         let (store, driver) = SessionClient::new(receiver);
@@ -200,7 +204,7 @@ impl World {
             mpsc::channel(4),
         );
         self.session_links
-            .send(link(wires, &session.0).await)
+            .send(Linked::new(Rights::Sessions, link(wires, &session.0).await))
             .await
             .unwrap();
         tokio::spawn(self.hands.clone().serve(link(wires, &hands.0).await));
