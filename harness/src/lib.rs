@@ -25,6 +25,7 @@ mod publish;
 pub mod role;
 mod route;
 mod state;
+mod sweep;
 mod turn;
 mod wake;
 

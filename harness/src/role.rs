@@ -57,6 +57,8 @@ pub struct Links {
 struct Tuning {
     patience: Patience,
     backoff: Duration,
+    /// Between two looks for sandboxes of ended sessions.
+    sweep: Duration,
 }
 
 impl Default for Tuning {
@@ -64,6 +66,7 @@ impl Default for Tuning {
         Self {
             patience: Patience::default(),
             backoff: Duration::from_millis(500),
+            sweep: Duration::from_secs(5),
         }
     }
 }
@@ -101,6 +104,12 @@ async fn run_tuned(
     drivers.spawn(tap);
     drivers.spawn(tools_driver);
     drivers.spawn(model_driver);
+    drivers.spawn(crate::sweep::run(
+        session.clone(),
+        hands.clone(),
+        tuning.sweep,
+        stop.clone(),
+    ));
     let clients = Clients {
         session,
         hands,

@@ -117,6 +117,18 @@ impl FakeHands {
             if epoch < newest {
                 return Err(json!({"type": "fenced", "epoch": newest}));
             }
+            if op == "list" {
+                let rows: Vec<Value> = kept
+                    .sandboxes
+                    .iter()
+                    .flat_map(|(session, names)| names.iter().map(move |name| (session, name)))
+                    .map(|(session, name)| {
+                        json!({"sandbox": name, "session": session, "epoch": kept.epochs[session], "pid": 1, "running": 0,
+                               "age_ms": 0, "provision_us": 0})
+                    })
+                    .collect();
+                return Ok(json!({"rows": rows}));
+            }
             if op == "attach" {
                 kept.epochs.insert(session.clone(), epoch);
             } else if newest == 0 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use claviger_session::NewEvent;
 use serde_json::json;
 
 use super::model::{Answer, text, tool_use};
@@ -43,6 +44,54 @@ async fn a_call_that_may_have_had_its_effect_is_told_as_unknown_and_not_repeated
             .unwrap()
             .starts_with("outcome_unknown")
     );
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_the_end_of_its_sandbox_and_nothing_wakes_it_again() {
+    let world = World::new(|asked| match asked.depth() {
+        0 => Answer::Say(
+            json!([tool_use("toolu_a", "bash", json!({"command": "x"}))]),
+            "tool_use",
+        ),
+        _ => done("Done."),
+    })
+    .await;
+    let (ending, going_on) = (world.begin("One.").await, world.begin("Two.").await);
+    let _harness = world.harness("hrn_1", &Wires::sound()).await;
+    for session in [&ending, &going_on] {
+        world.idle(session, 1).await;
+        assert_eq!(world.hands.sandboxes(session.as_str()).len(), 1);
+    }
+    let (head, epoch) = within(async {
+        loop {
+            let (head, _, epoch) = world.store.head(&ending).await.unwrap();
+            let end = NewEvent::new("session.status_terminated", json!({"handled_seq": head}));
+            // The harness may still be writing under its lease.
+            if world
+                .store
+                .append(&ending, head, epoch, vec![end])
+                .await
+                .is_ok()
+            {
+                break (head, epoch);
+            }
+        }
+    })
+    .await;
+    // Said by somebody who had not heard of the end.
+    world.say(&ending, "One more.").await;
+    within(async {
+        while !world.hands.sandboxes(ending.as_str()).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // A turn of another session shows that work is still given out, and none of it is of the ended one.
+    world.say(&going_on, "Again.").await;
+    world.idle(&going_on, 2).await;
+    assert_eq!(world.hands.sandboxes(going_on.as_str()).len(), 1);
+    let (seq, _, newest) = world.store.head(&ending).await.unwrap();
+    assert_eq!((seq, newest), (head + 2, epoch));
 }
 
 #[tokio::test]

@@ -232,6 +232,7 @@ impl World {
         let tuning = Tuning {
             patience,
             backoff: Duration::from_millis(2),
+            sweep: Duration::from_millis(10),
         };
         let links = Links {
             session: session.1,
