@@ -1,6 +1,7 @@
 //! MCP over streamable HTTP: `/mcp` for direct clients with a key, and a sandbox's own listener.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +9,21 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
 use claviger_vault_protocol::Refusal;
 use http::{HeaderValue, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::tower::{
     StreamableHttpServerConfig, StreamableHttpService,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 use super::key::Keys;
@@ -27,6 +34,12 @@ use crate::shared::Shared;
 
 /// Largest request body.
 const MAX_BODY_BYTES: usize = 4 << 20;
+/// Connections of direct clients at a time.
+const MAX_CONNECTIONS: usize = 1024;
+/// Connections of one sandbox at a time; the others of this process are not its to use up.
+pub(super) const MAX_SANDBOX_CONNECTIONS: usize = 256;
+/// How long the head of a request may take, an idle connection's next one included.
+const HEAD_DEADLINE: Duration = Duration::from_secs(75);
 /// How long open answers may take when the role ends.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -105,24 +118,71 @@ pub(crate) async fn serve(
         keys: Arc::default(),
         service,
     };
-    let router = Router::new().fallback(answer).with_state(front);
-    // Without TCP_NODELAY an answer of two writes waits 40 ms for the peer's acknowledgement.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "TCP_NODELAY was not set");
-        }
-    });
-    let serving =
-        axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let drained = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
+    let places = match front.door {
+        Door::Keyed => MAX_CONNECTIONS,
+        Door::Sandbox(_) => MAX_SANDBOX_CONNECTIONS,
     };
-    tokio::select! {
-        served = serving => if let Err(error) = served {
-            warn!(%error, "a listener ended");
-        },
-        () = drained => {}
+    let router = Router::new().fallback(answer).with_state(front);
+    accept(&listener, places, &router, &stop).await;
+}
+
+/// Serves at most `places` connections at a time until `stop`; more wait in the listener's queue.
+async fn accept(listener: &TcpListener, places: usize, router: &Router, stop: &CancellationToken) {
+    let places = Arc::new(Semaphore::new(places));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let work = connection(stream, router.clone(), stop.clone());
+                connections.spawn(async move {
+                    work.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, or the peer is gone already: the listener itself is fine.
+                warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    // Without TCP_NODELAY an answer of two writes waits 40 ms for the peer's acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY was not set");
+    }
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection ended early");
     }
 }
 

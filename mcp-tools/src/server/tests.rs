@@ -527,6 +527,26 @@ async fn a_sandbox_is_served_only_when_named_and_only_with_always_allowed_tools(
 }
 
 #[tokio::test]
+async fn a_sandbox_that_hoards_connections_uses_up_its_own_alone() {
+    let scene = scene().await;
+    let attached = |name| Door::Sandbox(Arc::new(Attachment::new(name, "sesn_1", 1)));
+    let (hoarded, other) = (
+        scene.http(attached("sbx_1")).await,
+        scene.http(attached("sbx_2")).await,
+    );
+    let mut idle = Vec::new();
+    for _ in 0..http::MAX_SANDBOX_CONNECTIONS {
+        idle.push(TcpStream::connect(("127.0.0.1", hoarded)).await.unwrap());
+    }
+    let mut asking = Box::pin(post(hoarded, "/mcp", &[], list()));
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut asking).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(post(other, "/mcp", &[], list()).await.0, 503);
+    idle.clear();
+    assert_eq!(asking.await.0, 503);
+}
+
+#[tokio::test]
 async fn a_harness_presents_lists_and_calls_and_the_key_does_not_come_back() {
     let scene = scene().await;
     let harness = scene.harness("harness-0").await;
