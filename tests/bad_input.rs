@@ -1,4 +1,9 @@
 //! Bad input, as transcripts: the exit code, the stable code, what/why/fix, and nothing half-written.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics where it fails and says what it skipped"
+)]
 
 #[path = "support/support.rs"]
 mod support;

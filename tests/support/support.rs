@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// How long anything may take that should take a moment.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Names a copy of the program, for tests that run again as another user.
-pub const PROGRAM_VARIABLE: &str = "CLAVIGER_TEST_PROGRAM";
+pub(crate) const PROGRAM_VARIABLE: &str = "CLAVIGER_TEST_PROGRAM";
 
 /// The program under test.
-pub fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         std::env::var_os(PROGRAM_VARIABLE).map_or_else(
@@ -30,12 +30,16 @@ pub fn program() -> &'static Path {
 }
 
 /// A directory of its own with a short path, for sockets have short paths.
-pub fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("clv").tempdir().unwrap()
 }
 
 /// Waits until something holds; says what did not.
-pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(
+    what: &str,
+    patience: Duration,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
     let end = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
@@ -50,14 +54,14 @@ pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> O
 }
 
 /// The program with an environment of nothing but a home.
-pub fn command(home: &Path) -> Command {
+pub(crate) fn command(home: &Path) -> Command {
     let mut command = Command::new(program());
     with_home(&mut command, home);
     command
 }
 
 /// The environment of a test: nothing of the reader's own.
-pub fn with_home(command: &mut Command, home: &Path) {
+pub(crate) fn with_home(command: &mut Command, home: &Path) {
     let user = home.with_extension("user");
     std::fs::create_dir_all(&user).ok();
     command
@@ -73,23 +77,23 @@ pub fn with_home(command: &mut Command, home: &Path) {
 
 /// What a command did.
 #[derive(Debug)]
-pub struct Transcript {
-    pub line: String,
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Transcript {
+    pub(crate) line: String,
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Transcript {
     /// The one document on stdout.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{self:?}");
         assert_eq!(self.stdout.lines().count(), 1, "one document: {self:?}");
         serde_json::from_str(&self.stdout).unwrap()
     }
 
     /// The one error object on stderr; stdout stays empty.
-    pub fn error(&self) -> Value {
+    pub(crate) fn error(&self) -> Value {
         assert_ne!(self.code, 0, "{self:?}");
         assert_eq!(self.stdout, "", "stdout is pure: {self:?}");
         assert_eq!(self.stderr.lines().count(), 1, "one object: {self:?}");
@@ -101,7 +105,7 @@ impl Transcript {
 }
 
 /// Runs a command to its end with an input.
-pub fn run(mut command: Command, input: &[u8]) -> Transcript {
+pub(crate) fn run(mut command: Command, input: &[u8]) -> Transcript {
     let line = format!("{:?}", command.get_args().collect::<Vec<_>>());
     let mut child = command
         .stdin(Stdio::piped())
@@ -121,7 +125,7 @@ pub fn run(mut command: Command, input: &[u8]) -> Transcript {
 }
 
 /// Runs the program in a home with `--json`.
-pub fn claviger(home: &Path, arguments: &[&str], input: &[u8]) -> Transcript {
+pub(crate) fn claviger(home: &Path, arguments: &[&str], input: &[u8]) -> Transcript {
     let mut command = command(home);
     command.args(arguments).arg("--json");
     run(command, input)
@@ -129,10 +133,10 @@ pub fn claviger(home: &Path, arguments: &[&str], input: &[u8]) -> Transcript {
 
 /// A child that ends with its owner: first asked, then made to.
 #[derive(Debug)]
-pub struct Kept(pub Child);
+pub(crate) struct Kept(pub(crate) Child);
 
 impl Kept {
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if self.0.try_wait().unwrap().is_some() {
             return;
         }
@@ -155,21 +159,21 @@ impl Drop for Kept {
     }
 }
 
-pub fn signal(pid: u32, signal: rustix::process::Signal) -> bool {
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) -> bool {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).is_ok()
 }
 
 /// One of the demo's programs with a script file.
 #[derive(Debug)]
-pub struct Stage {
+pub(crate) struct Stage {
     child: Kept,
-    pub address: String,
-    pub record: PathBuf,
+    pub(crate) address: String,
+    pub(crate) record: PathBuf,
 }
 
 impl Stage {
-    pub fn start(name: &str, directory: &Path, mut script: Value) -> Self {
+    pub(crate) fn start(name: &str, directory: &Path, mut script: Value) -> Self {
         std::fs::create_dir_all(directory).unwrap();
         let (address_file, record) = (directory.join("address"), directory.join("requests.jsonl"));
         script["listen"] = json!("127.0.0.1:0");
@@ -198,7 +202,7 @@ impl Stage {
     }
 
     /// Every request that it recorded.
-    pub fn requests(&self) -> Vec<Value> {
+    pub(crate) fn requests(&self) -> Vec<Value> {
         std::fs::read_to_string(&self.record)
             .unwrap()
             .lines()
@@ -207,34 +211,38 @@ impl Stage {
     }
 }
 
-pub fn sha256(text: &str) -> String {
+pub(crate) fn sha256(text: &str) -> String {
     hex::encode(Sha256::digest(text))
 }
 
 /// The whole system, up, with an upstream whose key is in the vault and a scripted model.
 #[derive(Debug)]
-pub struct System {
+pub(crate) struct System {
     up: Kept,
-    pub home: PathBuf,
-    pub document: Value,
-    pub upstream: Stage,
-    pub model: Stage,
+    pub(crate) home: PathBuf,
+    pub(crate) document: Value,
+    pub(crate) upstream: Stage,
+    pub(crate) model: Stage,
     /// The upstream's key.
-    pub key: String,
+    pub(crate) key: String,
     /// The first API key.
-    pub api_key: String,
+    pub(crate) api_key: String,
     /// Last: removed when everything has ended.
     _directory: tempfile::TempDir,
 }
 
 impl System {
     /// Starts everything; `turns` is the model's script.
-    pub fn start(turns: &Value, options: &[&str]) -> Self {
+    pub(crate) fn start(turns: &Value, options: &[&str]) -> Self {
         Self::start_with(turns, options, |_| {})
     }
 
     /// As [`System::start`], with a model whose script is changed first.
-    pub fn start_with(turns: &Value, options: &[&str], change: impl FnOnce(&mut Value)) -> Self {
+    pub(crate) fn start_with(
+        turns: &Value,
+        options: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> Self {
         let directory = scratch();
         let home = directory.path().join("h");
         let key = format!("sk-upstream-{}", hex::encode(rand()));
@@ -288,12 +296,12 @@ impl System {
     }
 
     /// Runs the program in this home.
-    pub fn claviger(&self, arguments: &[&str], input: &[u8]) -> Transcript {
+    pub(crate) fn claviger(&self, arguments: &[&str], input: &[u8]) -> Transcript {
         claviger(&self.home, arguments, input)
     }
 
     /// The system's processes of a role, as they are now: the supervisor's children.
-    pub fn pids(&self, role: &str) -> Vec<u32> {
+    pub(crate) fn pids(&self, role: &str) -> Vec<u32> {
         children(self.up.0.id())
             .into_iter()
             .filter(|pid| {
@@ -304,7 +312,7 @@ impl System {
             .collect()
     }
 
-    pub fn api(&self) -> String {
+    pub(crate) fn api(&self) -> String {
         self.document["api"]
             .as_str()
             .unwrap()
@@ -312,7 +320,7 @@ impl System {
             .to_owned()
     }
 
-    pub fn mcp(&self) -> String {
+    pub(crate) fn mcp(&self) -> String {
         let url = self.document["mcp"]
             .as_str()
             .unwrap()
@@ -320,26 +328,35 @@ impl System {
         url.split('/').next().unwrap().to_owned()
     }
 
-    /// A request to the api with the first key.
-    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    /// A request to the api with the first key; none while the api is away or its peers are.
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        once: &str,
+        body: Option<&Value>,
+    ) -> Option<Value> {
         let authorization = format!("Bearer {}", self.api_key);
-        let headers = [
+        let mut headers = vec![
             ("authorization", authorization.as_str()),
             ("anthropic-version", "2026-10-21"),
             ("anthropic-beta", "managed-agents-2026-04-01"),
             ("content-type", "application/json"),
         ];
-        http(
-            &self.api(),
-            method,
-            path,
-            &headers,
-            body.map(ToString::to_string).as_deref().unwrap_or(""),
-        )
+        if !once.is_empty() {
+            headers.push(("idempotency-key", once));
+        }
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let answer = try_http(&self.api(), method, path, &headers, &body).ok()?;
+        assert!(
+            answer.status < 300 || answer.status >= 500,
+            "{method} {path}: {answer:?}"
+        );
+        (answer.status < 300).then(|| answer.json())
     }
 
     /// Every stored event of a session of the named kinds, in order; none while the api is away.
-    pub fn events(&self, session: &str, kinds: &[&str]) -> Option<Vec<Value>> {
+    pub(crate) fn events(&self, session: &str, kinds: &[&str]) -> Option<Vec<Value>> {
         let kinds: String = kinds
             .iter()
             .map(|kind| format!("&types%5B%5D={kind}"))
@@ -347,7 +364,7 @@ impl System {
         let (mut events, mut page) = (Vec::new(), String::new());
         loop {
             let path = format!("/v1/sessions/{session}/events?limit=100{kinds}{page}");
-            let answer = self.try_request(&path)?;
+            let answer = self.request("GET", &path, "", None)?;
             events.extend(answer["data"].as_array()?.clone());
             match answer["next_page"].as_str() {
                 Some(next) => page = format!("&page={next}"),
@@ -356,27 +373,44 @@ impl System {
         }
     }
 
-    fn try_request(&self, path: &str) -> Option<Value> {
-        let authorization = format!("Bearer {}", self.api_key);
-        let headers = [
-            ("authorization", authorization.as_str()),
-            ("anthropic-version", "2026-10-21"),
-            ("anthropic-beta", "managed-agents-2026-04-01"),
-        ];
-        let answer = try_http(&self.api(), "GET", path, &headers, "").ok()?;
-        (answer.status == 200).then(|| answer.json())
-    }
-
-    /// Starts a session with a first message, over restarts of whoever takes it.
-    pub fn session(&self, prompt: &str) -> String {
-        eventually("a new session", PATIENCE, || {
-            let made = self.claviger(&["session", "new", prompt], b"");
-            (made.code == 0).then(|| made.json()["id"].as_str().unwrap().to_owned())
-        })
+    /// Starts a session of the first key with a message, over restarts of whoever takes it: each
+    /// request carries the key under which a repeat is known.
+    pub(crate) fn session(&self, prompt: &str) -> String {
+        let once = hex::encode(rand());
+        let post = |path: &str, body: &Value| {
+            let made = eventually(path, PATIENCE, || {
+                self.request("POST", path, &once, Some(body))
+            });
+            made["id"].as_str().unwrap_or("").to_owned()
+        };
+        let agent = post(
+            "/v1/agents",
+            &json!({
+                "name": "tester", "model": "scripted",
+                "tools": [
+                    {"type": "agent_toolset_20260401", "configs": [{"name": "web_fetch", "enabled": false}, {"name": "web_search", "enabled": false}]},
+                    {"type": "mcp_toolset", "mcp_server_name": "claviger", "default_config": {"permission_policy": {"type": "always_allow"}}},
+                ],
+                "mcp_servers": [{"type": "url", "name": "claviger", "url": self.document["mcp"]}],
+            }),
+        );
+        let environment = post(
+            "/v1/environments",
+            &json!({"name": "local", "config": {"type": "cloud", "networking": {"type": "limited", "allowed_hosts": []}}}),
+        );
+        let session = post(
+            "/v1/sessions",
+            &json!({"agent": agent, "environment_id": environment, "vault_ids": ["vlt_local"]}),
+        );
+        post(
+            &format!("/v1/sessions/{session}/events"),
+            &json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]}),
+        );
+        session
     }
 
     /// Waits for the end of a session's turn.
-    pub fn idle(&self, session: &str) -> Value {
+    pub(crate) fn idle(&self, session: &str) -> Value {
         eventually("the end of the turn", Duration::from_secs(60), || {
             let idle = self.events(session, &["session.status_idle"])?;
             idle.last().cloned()
@@ -384,7 +418,7 @@ impl System {
     }
 
     /// The logs' last lines, for whoever reads a failure.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let mut out = String::new();
         for role in [
             "supervisor",
@@ -406,13 +440,13 @@ impl System {
     }
 
     /// Ends the system before its files are looked at.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.up.end();
     }
 }
 
 /// `claviger up` in a home, on ports of its own, until it says that it is ready.
-pub fn up(home: &Path, options: &[&str]) -> (Kept, Value) {
+pub(crate) fn up(home: &Path, options: &[&str]) -> (Kept, Value) {
     let mut up = command(home);
     up.args([
         "up",
@@ -436,14 +470,14 @@ pub fn up(home: &Path, options: &[&str]) -> (Kept, Value) {
     (child, document)
 }
 
-pub fn rand() -> [u8; 20] {
+pub(crate) fn rand() -> [u8; 20] {
     let mut bytes = [0_u8; 20];
     getrandom::fill(&mut bytes).unwrap();
     bytes
 }
 
 /// Direct children of a process.
-pub fn children(parent: u32) -> Vec<u32> {
+pub(crate) fn children(parent: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().map(Result::unwrap) {
         let Some(pid) = entry
@@ -467,19 +501,19 @@ pub fn children(parent: u32) -> Vec<u32> {
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 /// One HTTP/1.1 request, by hand: no client's own opinions about Host or Origin.
-pub fn http(
+pub(crate) fn http(
     address: &str,
     method: &str,
     path: &str,
@@ -490,7 +524,7 @@ pub fn http(
 }
 
 /// As [`http`], for a server that may be away.
-pub fn try_http(
+pub(crate) fn try_http(
     address: &str,
     method: &str,
     path: &str,
@@ -548,6 +582,6 @@ fn dechunked(mut rest: &str) -> Option<String> {
 }
 
 /// Whether this process may do what only root may.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
