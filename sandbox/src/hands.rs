@@ -32,6 +32,8 @@ pub struct Options {
     pub max_sandboxes: usize,
     /// Sandboxes at once in one session.
     pub max_sandboxes_per_session: usize,
+    /// How long a sandbox may run no call before it is ended, as lost.
+    pub max_idle: Duration,
 }
 
 impl Default for Options {
@@ -47,12 +49,17 @@ impl Default for Options {
             max_limits,
             max_sandboxes: 1024,
             max_sandboxes_per_session: 8,
+            max_idle: Duration::from_secs(24 * 60 * 60),
         }
     }
 }
 
 /// Answers that one caller may be waiting for.
 const MAX_IN_FLIGHT: usize = 1024;
+/// The shortest, so that no option makes a loop without a pause of it.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(10);
+/// The longest between two looks for idle sandboxes.
+const REAP_PERIOD: Duration = Duration::from_secs(60);
 /// How long the end of the role waits for its sandboxes to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -73,6 +80,8 @@ pub async fn run(
     let ending = zygote
         .watch()
         .map_err(|error| HandsError::internal("watch the zygote", error))?;
+    let max_idle = options.max_idle;
+    let mut reaping = tokio::time::interval(REAP_PERIOD.min(max_idle / 2).max(SHORTEST_PERIOD));
     let tasks = TaskTracker::new();
     let (events, news) = mpsc::unbounded_channel();
     let owner = Arc::new(Owner::new(options, link, events, tasks.clone())?);
@@ -87,6 +96,7 @@ pub async fn run(
     let result = loop {
         tokio::select! {
             () = stop.cancelled() => break Ok(()),
+            _ = reaping.tick() => owner.reap(max_idle),
             () = owner.zygote_is_broken() => {
                 break Err(HandsError::Internal { reason: "the zygote no longer answers".to_owned() });
             }

@@ -144,7 +144,7 @@ fn inner(arguments: &[String]) -> ExitCode {
     // On the heap before the fork, so that pid 1 of every sandbox has a copy of it.
     let in_memory = CANARY.chars().rev().collect::<String>().repeat(64);
     let probe = doctor::probe();
-    let zygotes = (0..6)
+    let zygotes = (0..7)
         .map(|_| start_zygote().expect("a zygote before any thread"))
         .collect();
     let runtime = tokio::runtime::Builder::new_multi_thread()

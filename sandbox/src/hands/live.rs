@@ -85,6 +85,7 @@ pub(super) struct Sandbox {
     pidfd: AsyncFd<OwnedFd>,
     outbox: mpsc::UnboundedSender<Told>,
     calls: Mutex<Calls>,
+    used: Mutex<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -167,6 +168,7 @@ impl Sandbox {
             pidfd: sys::watch(started.pidfd).map_err(broken)?,
             outbox,
             calls: Mutex::default(),
+            used: Mutex::new(Instant::now()),
         };
         Ok((
             sandbox,
@@ -252,7 +254,9 @@ impl Sandbox {
             timeout_ms: call.timeout_ms,
         });
         self.outbox.send(told).map_err(|_closed| lost())?;
-        match tokio::time::timeout(patience, answer).await {
+        let answered = tokio::time::timeout(patience, answer).await;
+        self.touch();
+        match answered {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(_closed)) => Err(lost()),
             Err(_elapsed) => {
@@ -273,6 +277,21 @@ impl Sandbox {
     pub(super) fn kill(&self) {
         // The only error is that it has ended.
         rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL).ok();
+    }
+
+    /// Notes that somebody has a use for it now.
+    pub(super) fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long nobody has had a use for it; none while a call runs.
+    pub(super) fn idle(&self) -> Duration {
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.running() == 0 {
+            used.elapsed()
+        } else {
+            Duration::ZERO
+        }
     }
 
     pub(super) fn running(&self) -> usize {

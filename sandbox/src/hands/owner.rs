@@ -148,6 +148,7 @@ impl Owner {
             .filter(|sandbox| sandbox.session == session)
         {
             live.push(sandbox.id.clone());
+            sandbox.touch();
             if sandbox.listeners.is_some() {
                 // Without a reader there is no attach link; its next one is told everything anyway.
                 self.news
@@ -238,6 +239,7 @@ impl Owner {
                 Some(Found::Running(verdict)) => verdict,
                 Some(Found::New) | None => {
                     let sandbox = state.sandbox(&session, &call.sandbox)?;
+                    sandbox.touch();
                     let Some(entry) = state.sessions.get_mut(&session) else {
                         return Err(HandsError::NotFound);
                     };
@@ -293,6 +295,17 @@ impl Owner {
         sandbox.gone.cancelled().await;
         tracing::info!(session, sandbox = %id, "sandbox destroyed");
         Ok(())
+    }
+
+    /// Ends the sandboxes that nobody has had a use for in so long; their sessions hear that they are lost.
+    pub(super) fn reap(&self, max_idle: Duration) {
+        // Under the lock that every new call takes, so that none begins in between.
+        for sandbox in self.state().sandboxes.values() {
+            if sandbox.idle() > max_idle {
+                tracing::info!(session = sandbox.session, sandbox = %sandbox.id, "idle sandbox ended");
+                sandbox.kill();
+            }
+        }
     }
 
     /// Takes note that a sandbox ended; if nobody destroyed it, it is lost.

@@ -5,14 +5,16 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use claviger_sandbox::hands::start_zygote;
-use claviger_sandbox::{HandsError, Resources};
+use claviger_sandbox::hands::{Options, start_zygote};
+use claviger_sandbox::{Execute, HandsError, Resources, SandboxId};
+use serde_json::json;
 
 use crate::tests;
 use crate::world::{Role, World, eventually};
 
 tests!("role":
     a_killed_hands_process_takes_its_sandboxes_along,
+    a_sandbox_without_use_is_ended_and_one_at_work_is_not,
     a_stopped_role_ends_its_sandboxes,
     a_zygote_after_the_first_thread_is_refused,
     without_its_zygote_the_role_ends_with_an_error,
@@ -60,6 +62,34 @@ async fn a_killed_hands_process_takes_its_sandboxes_along(_world: Arc<World>) {
     victim.kill().expect("killed");
     victim.wait().expect("reaped");
     eventually("the sandbox of the killed role is gone", || !is_alive(pid)).await;
+}
+
+async fn a_sandbox_without_use_is_ended_and_one_at_work_is_not(world: Arc<World>) {
+    let mut options = Options::default();
+    options.max_idle = Duration::from_millis(500);
+    let role = Role::start_with(options, world.zygote());
+    let (client, _links) = role.client().await;
+    let make = |session: &'static str| client.provision(session, 1, Resources::default());
+    let idle = make("sesn_idle").await.expect("a sandbox");
+    let busy = make("sesn_busy").await.expect("a sandbox");
+    let bash = |session: &str, sandbox: &SandboxId, key: &str, command: &str| {
+        client.execute(Execute {
+            session: session.to_owned(),
+            epoch: 1,
+            sandbox: sandbox.clone(),
+            key: key.to_owned(),
+            name: "bash".to_owned(),
+            input: json!({ "command": command }),
+            timeout_ms: 30_000,
+        })
+    };
+    let work = bash("sesn_busy", &busy, "a", "sleep 2; echo done").await;
+    assert_eq!(work.expect("an answer").text(), "done\n");
+    let again = bash("sesn_busy", &busy, "b", "echo still").await;
+    assert_eq!(again.expect("an answer").text(), "still\n");
+    let late = bash("sesn_idle", &idle, "a", "echo late").await;
+    assert_eq!(late, Err(HandsError::Lost { sandbox: idle }));
+    role.stop.cancel();
 }
 
 async fn a_stopped_role_ends_its_sandboxes(world: Arc<World>) {

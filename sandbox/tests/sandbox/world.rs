@@ -44,11 +44,15 @@ pub(crate) struct Role {
 
 impl Role {
     pub(crate) fn start(zygote: Zygote) -> Self {
+        Self::start_with(Options::default(), zygote)
+    }
+
+    pub(crate) fn start_with(options: Options, zygote: Zygote) -> Self {
         let (callers, links) = mpsc::channel(8);
         let (attach, attach_links) = mpsc::channel(8);
         let stop = CancellationToken::new();
         let task = tokio::spawn(hands::run(
-            Options::default(),
+            options,
             zygote,
             links,
             attach_links,
