@@ -43,8 +43,7 @@ pub(crate) enum Command {
     #[cfg(feature = "operate")]
     /// Stops a running `up`.
     Down,
-    /// Runs one role; started by `up`.
-    #[command(hide = true)]
+    /// Runs one role by itself, for systemd or Kubernetes; `up` runs them all.
     Serve(Serve),
     #[cfg(feature = "operate")]
     /// Shows what runs and in what state.
@@ -151,10 +150,16 @@ pub(crate) struct Up {
 
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
+    /// Which role.
     #[arg(value_enum)]
     pub(crate) role: RoleName,
-    /// Name of this instance.
-    #[arg(long, default_value = "")]
+    /// Name of this harness among several; 0 unless given.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) instance: String,
     /// The control channel is on stdin.
     #[arg(long, hide = true)]

@@ -78,12 +78,14 @@ impl Config {
     }
 
     /// Writes the file for its owner alone.
+    #[cfg(feature = "operate")]
     pub(crate) fn save(&self, path: &Path) -> Result<(), CliError> {
         let text = toml::to_string(self).map_err(|error| CliError::internal(error.to_string()))?;
         crate::home::write_private(path, text.as_bytes())
     }
 
     /// The model's base URL, parsed.
+    #[cfg(any(feature = "operate", feature = "tools"))]
     pub(crate) fn model_url(&self) -> Result<url::Url, CliError> {
         url::Url::parse(&self.model.base_url).map_err(|error| {
             CliError::new(

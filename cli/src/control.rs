@@ -86,7 +86,7 @@ impl Control {
     #[cfg(feature = "operate")]
     pub(crate) fn close(&self) {
         // It may be closed already, which is what is wanted.
-        drop(rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both));
+        rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both).ok();
     }
 
     /// Sends a message, with a descriptor where there is one.

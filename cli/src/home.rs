@@ -110,6 +110,21 @@ impl Home {
         self.data.join("lock")
     }
 
+    /// Held by whoever runs one role of this home.
+    pub(crate) fn role_lock(&self, name: &str) -> PathBuf {
+        self.data.join(format!("lock-{name}"))
+    }
+
+    /// Sockets between roles that run by themselves.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.run.join("links")
+    }
+
+    /// One key a link, for roles that run by themselves.
+    pub(crate) fn role_keys(&self) -> PathBuf {
+        self.data.join("role-keys")
+    }
+
     /// Whether `init` has been here.
     pub(crate) fn is_initialised(&self) -> bool {
         self.vault_key().exists()

@@ -8,7 +8,7 @@
 mod args;
 #[cfg(feature = "operate")]
 mod command;
-#[cfg(any(feature = "operate", feature = "tools"))]
+#[cfg(any(feature = "api", feature = "operate", feature = "tools"))]
 mod config;
 mod control;
 #[cfg(feature = "demo")]
@@ -16,6 +16,9 @@ mod demo;
 mod error;
 mod explain;
 mod home;
+mod links;
+mod listen;
+mod lock;
 mod output;
 mod serve;
 #[cfg(feature = "operate")]

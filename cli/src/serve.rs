@@ -1,9 +1,12 @@
-//! One role in this process: `claviger serve ROLE`, started by the supervisor.
+//! One role in this process: `claviger serve ROLE`, under a supervisor or by itself.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+mod alone;
+mod inbox;
+mod proof;
+mod reconnect;
+
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -11,35 +14,54 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::alone::Alone;
+use self::inbox::{Inbox, WAITING, stream, streams, tcp_listener, unix_listener};
 use crate::args::{RoleName, Serve};
 use crate::control::{Control, End, FromRole, ToRole};
 use crate::error::CliError;
 use crate::home::Home;
 
-/// Links waiting to be taken; a role that takes none for long is restarted anyway.
-const WAITING: usize = 64;
+/// Who brings the links: a supervisor on the control channel, or this process itself.
+enum Origin {
+    Alone(Alone),
+    Supervisor(Control),
+}
 
-/// Runs the role until the control channel closes or a `Stop` arrives.
-pub(crate) fn run(serve: &Serve) -> Result<ExitCode, CliError> {
-    if !serve.control {
-        return Err(CliError::usage(
-            "serve_needs_supervisor",
-            "a role is started by `claviger up`, which hands it its links",
-        )
-        .fix("claviger up"));
+impl Origin {
+    /// Tells the supervisor, where there is one, why this role cannot serve.
+    fn failed(&self, error: CliError) -> CliError {
+        match self {
+            Self::Alone(_) => error,
+            Self::Supervisor(control) => failed(control, &error.code, &error.what, error.fix),
+        }
     }
+}
+
+/// Runs the role until the control channel closes or a `Stop` arrives; by itself, until SIGTERM.
+pub(crate) fn run(serve: &Serve) -> Result<ExitCode, CliError> {
     let home = Home::inherited()?;
-    let control = Control::on_stdin()
+    let control = serve
+        .control
+        .then(Control::on_stdin)
+        .transpose()
         .map_err(|error| CliError::internal("the control channel").because(error))?;
     // Before any thread: the zygote must be forked from a single-threaded process.
     #[cfg(feature = "hands")]
-    let zygote =
-        match serve.role {
-            RoleName::Hands => Some(claviger_sandbox::hands::start_zygote().map_err(|error| {
-                failed(&control, "sandbox_unavailable", &error.to_string(), None)
-            })?),
-            _ => None,
-        };
+    let zygote = match serve.role {
+        RoleName::Hands => Some(claviger_sandbox::hands::start_zygote().map_err(|error| {
+            let (code, what) = ("sandbox_unavailable", error.to_string());
+            match &control {
+                Some(control) => failed(control, code, &what, None),
+                None => CliError::refused(code, &what, Some("claviger doctor")),
+            }
+        })?),
+        _ => None,
+    };
+    let inbox = Inbox::default();
+    let mut origin = match control {
+        Some(control) => Origin::Supervisor(control),
+        None => Origin::Alone(Alone::prepare(serve, &home, &inbox)?),
+    };
     harden(serve.role)?;
     crate::telemetry::start();
     #[cfg(feature = "tools")]
@@ -51,36 +73,58 @@ pub(crate) fn run(serve: &Serve) -> Result<ExitCode, CliError> {
         .build()
         .map_err(|error| CliError::internal("starting the runtime").because(error))?;
     let stop = CancellationToken::new();
-    let inbox = Inbox::default();
     let roles = Roles {
         home,
         stop: stop.clone(),
         inbox: inbox.clone(),
+        mcp: match &origin {
+            Origin::Alone(alone) => alone.mcp,
+            Origin::Supervisor(_) => None,
+        },
         #[cfg(feature = "hands")]
         zygote,
         demo: serve.demo,
     };
-    let reader = control
-        .try_clone()
-        .map_err(|error| CliError::internal("the control channel").because(error))?;
-    std::thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || listen(&reader, &inbox, &stop))
-        .map_err(|error| CliError::internal("starting a thread").because(error))?;
     let role = serve.role;
     let result = runtime.block_on(async {
-        let ready = control.try_clone();
-        let serving = Box::pin(roles.serve(role, move || {
-            if let Ok(ready) = ready {
-                let _ = ready.send(&FromRole::Ready { detail: json!({}) }, None);
-            }
-        }));
-        serving.await
+        let ready = begin(&mut origin, inbox, stop)?;
+        Box::pin(roles.serve(role, ready)).await
     });
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    if let Origin::Alone(alone) = &origin {
+        alone.clean();
+    }
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(failed(&control, &error.code, &error.what, error.fix)),
+        Err(error) => Err(origin.failed(error)),
+    }
+}
+
+/// Starts what brings links; answers how to say that the role serves.
+fn begin(
+    origin: &mut Origin,
+    inbox: Inbox,
+    stop: CancellationToken,
+) -> Result<Box<dyn FnOnce() + Send>, CliError> {
+    match origin {
+        Origin::Alone(alone) => {
+            alone.start(&inbox, &stop)?;
+            Ok(Box::new(|| info!("serving")))
+        }
+        Origin::Supervisor(control) => {
+            let channel =
+                |error: std::io::Error| CliError::internal("the control channel").because(error);
+            let reader = control.try_clone().map_err(channel)?;
+            let ready = control.try_clone().map_err(channel)?;
+            std::thread::Builder::new()
+                .name("control".to_owned())
+                .spawn(move || listen(&reader, &inbox, &stop))
+                .map_err(|error| CliError::internal("starting a thread").because(error))?;
+            Ok(Box::new(move || {
+                let detail = json!({});
+                ready.send(&FromRole::Ready { detail }, None).ok();
+            }))
+        }
     }
 }
 
@@ -101,73 +145,13 @@ fn harden(role: RoleName) -> Result<(), CliError> {
 }
 
 fn failed(control: &Control, code: &str, what: &str, fix: Option<String>) -> CliError {
-    let _ = control.send(
-        &FromRole::Failed {
-            code: code.to_owned(),
-            what: what.to_owned(),
-            fix: fix.clone(),
-        },
-        None,
-    );
+    let message = FromRole::Failed {
+        code: code.to_owned(),
+        what: what.to_owned(),
+        fix: fix.clone(),
+    };
+    control.send(&message, None).ok();
     CliError::refused(code, what, fix.as_deref())
-}
-
-/// Where arriving links and listeners wait for the role that takes them.
-#[derive(Clone, Default)]
-struct Inbox(Arc<Mutex<Waiting>>);
-
-#[derive(Default)]
-struct Waiting {
-    links: HashMap<(String, End), Channel<(String, OwnedFd)>>,
-    listeners: HashMap<String, Channel<OwnedFd>>,
-}
-
-/// A bounded channel whose receiver is taken once.
-struct Channel<T> {
-    sender: mpsc::Sender<T>,
-    receiver: Option<mpsc::Receiver<T>>,
-}
-
-impl<T> Default for Channel<T> {
-    fn default() -> Self {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        Self {
-            sender,
-            receiver: Some(receiver),
-        }
-    }
-}
-
-impl Inbox {
-    fn with<T>(&self, work: impl FnOnce(&mut Waiting) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Raw connections of one link with their peers' names.
-    fn connections(&self, link: &str, end: End) -> mpsc::Receiver<(String, OwnedFd)> {
-        self.with(|waiting| {
-            waiting
-                .links
-                .entry((link.to_owned(), end))
-                .or_default()
-                .receiver
-                .take()
-        })
-        .unwrap_or_else(|| mpsc::channel(1).1)
-    }
-
-    /// The next listener of a name.
-    async fn listener(&self, name: &str) -> Option<OwnedFd> {
-        let receiver = self.with(|waiting| {
-            waiting
-                .listeners
-                .entry(name.to_owned())
-                .or_default()
-                .receiver
-                .take()
-        });
-        receiver?.recv().await
-    }
 }
 
 /// Reads the control channel until it closes; then the role ends, whatever it is doing.
@@ -175,28 +159,13 @@ fn listen(control: &Control, inbox: &Inbox, stop: &CancellationToken) {
     loop {
         match control.receive::<ToRole>() {
             Ok(Some((ToRole::Link { link, peer, end }, Some(descriptor)))) => {
-                let sender = inbox.with(|waiting| {
-                    waiting
-                        .links
-                        .entry((link.clone(), end))
-                        .or_default()
-                        .sender
-                        .clone()
-                });
+                let sender = inbox.link(&link, end);
                 if sender.try_send((peer, descriptor)).is_err() {
                     warn!(link, "nobody takes this link");
                 }
             }
             Ok(Some((ToRole::Listener { name }, Some(descriptor)))) => {
-                let sender = inbox.with(|waiting| {
-                    waiting
-                        .listeners
-                        .entry(name.clone())
-                        .or_default()
-                        .sender
-                        .clone()
-                });
-                let _ = sender.try_send(descriptor);
+                inbox.put_listener(&name, descriptor);
             }
             Ok(Some((ToRole::Stop, _))) => {
                 info!("stopping");
@@ -218,47 +187,13 @@ fn listen(control: &Control, inbox: &Inbox, stop: &CancellationToken) {
     }
 }
 
-/// Turns descriptors into tokio streams; ends with the inbox.
-fn streams(mut connections: mpsc::Receiver<(String, OwnedFd)>) -> mpsc::Receiver<UnixStream> {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::spawn(async move {
-        while let Some((_, descriptor)) = connections.recv().await {
-            match stream(descriptor) {
-                Ok(stream) => {
-                    if sender.send(stream).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => warn!(%error, "a link could not be used"),
-            }
-        }
-    });
-    receiver
-}
-
-fn stream(descriptor: OwnedFd) -> std::io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(descriptor);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
-}
-
-fn unix_listener(descriptor: OwnedFd) -> std::io::Result<tokio::net::UnixListener> {
-    let listener = std::os::unix::net::UnixListener::from(descriptor);
-    listener.set_nonblocking(true)?;
-    tokio::net::UnixListener::from_std(listener)
-}
-
-fn tcp_listener(descriptor: OwnedFd) -> std::io::Result<tokio::net::TcpListener> {
-    let listener = std::net::TcpListener::from(descriptor);
-    listener.set_nonblocking(true)?;
-    tokio::net::TcpListener::from_std(listener)
-}
-
 /// What a role needs to start.
 struct Roles {
     home: Home,
     stop: CancellationToken,
     inbox: Inbox,
+    /// Where the MCP server is, where no supervisor says it.
+    mcp: Option<SocketAddr>,
     #[cfg(feature = "hands")]
     zygote: Option<claviger_sandbox::hands::Zygote>,
     demo: bool,
@@ -506,12 +441,15 @@ impl Roles {
     #[cfg(feature = "api")]
     async fn api(self, ready: impl FnOnce()) -> Result<(), CliError> {
         use claviger_api::role::{Links, Options, run};
-        let mcp = self.tcp("mcp-address").await?;
-        let address = mcp
-            .local_addr()
-            .map_err(|error| CliError::internal("the mcp address").because(error))?;
-        // Only its address is wanted here; tools alone accepts on it.
-        drop(mcp);
+        let address = match self.mcp {
+            Some(address) => address,
+            // Only its address is wanted here; tools alone accepts on it.
+            None => self
+                .tcp("mcp-address")
+                .await?
+                .local_addr()
+                .map_err(|error| CliError::internal("the mcp address").because(error))?,
+        };
         let options = Options {
             mcp_url: format!("http://{address}/mcp"),
             vault_key: vault_key(&self.home)?,

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -16,24 +15,10 @@ use tracing::{info, warn};
 
 use crate::args::RoleName;
 use crate::control::{Control, End, FromRole, ToRole};
-use crate::error::{CliError, Exit};
+use crate::error::CliError;
 use crate::home::Home;
-
-/// One link: its name, who connects, who serves.
-struct LinkRule(&'static str, RoleName, RoleName);
-
-/// All links there are (design section 3).
-const LINKS: [LinkRule; 9] = [
-    LinkRule("attach", RoleName::Hands, RoleName::Tools),
-    LinkRule("hands", RoleName::Harness, RoleName::Hands),
-    LinkRule("model", RoleName::Harness, RoleName::Tools),
-    LinkRule("session", RoleName::Api, RoleName::Session),
-    LinkRule("session", RoleName::Harness, RoleName::Session),
-    LinkRule("tools", RoleName::Harness, RoleName::Tools),
-    LinkRule("vault", RoleName::Api, RoleName::Vault),
-    LinkRule("vault", RoleName::Harness, RoleName::Vault),
-    LinkRule("vault", RoleName::Tools, RoleName::Vault),
-];
+use crate::links::{LINKS, LinkRule};
+use crate::listen::unix;
 
 /// A restart waits at least this long, twice as long each time, up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(20);
@@ -51,6 +36,10 @@ impl Listeners {
     /// Binds the unix sockets and both TCP addresses.
     pub(crate) fn bind(home: &Home, api: &str, mcp: &str, demo: bool) -> Result<Self, CliError> {
         let mut all = BTreeMap::new();
+        let tcp = |address: &str, key: &str, flag: &str| {
+            let fix = format!("claviger up {flag} 127.0.0.1:0, or set {key} in the configuration");
+            crate::listen::tcp(address, fix)
+        };
         let api = tcp(api, "api.listen", "--listen")?;
         let mcp = tcp(mcp, "mcp.listen", "--mcp-listen")?;
         let second = mcp
@@ -94,31 +83,6 @@ impl Listeners {
             .filter(move |(name, _)| names.contains(name))
             .map(|(name, descriptor)| (*name, descriptor))
     }
-}
-
-fn tcp(address: &str, key: &str, flag: &str) -> Result<std::net::TcpListener, CliError> {
-    std::net::TcpListener::bind(address).map_err(|error| {
-        let taken = error.kind() == std::io::ErrorKind::AddrInUse;
-        let code = if taken {
-            "port_taken"
-        } else {
-            "address_unusable"
-        };
-        CliError::new(Exit::Conflict, code, format!("cannot listen on {address}"))
-            .because(error)
-            .fix(format!(
-                "claviger up {flag} 127.0.0.1:0, or set {key} in the configuration"
-            ))
-    })
-}
-
-/// Binds a socket for its owner alone. The home's lock is held, so a leftover path is stale.
-fn unix(path: &Path) -> Result<OwnedFd, CliError> {
-    drop(std::fs::remove_file(path));
-    let failed = |error: std::io::Error| CliError::file("listening on", path, &error);
-    let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener.into())
 }
 
 /// What happens to the supervisor.
@@ -195,12 +159,14 @@ impl Supervisor {
             let descriptor = descriptor
                 .try_clone()
                 .map_err(|error| CliError::internal("duplicating a listener").because(error))?;
-            let _ = control.send(
-                &ToRole::Listener {
-                    name: name.to_owned(),
-                },
-                Some(descriptor),
-            );
+            control
+                .send(
+                    &ToRole::Listener {
+                        name: name.to_owned(),
+                    },
+                    Some(descriptor),
+                )
+                .ok();
         }
         let backoff = self
             .running
@@ -306,14 +272,22 @@ impl Supervisor {
                 .wait()
                 .await
                 .map_or_else(|error| error.to_string(), |status| status.to_string());
-            let _ = sender.send(Happening::Ended { instance, status }).await;
+            sender
+                .send(Happening::Ended { instance, status })
+                .await
+                .ok();
         });
         Ok(())
     }
 
     /// Gives both ends of every link between `instance` and whoever runs.
     fn link_up(&self, role: RoleName, instance: &str) {
-        for LinkRule(link, client, server) in &LINKS {
+        for LinkRule {
+            link,
+            client,
+            server,
+        } in &LINKS
+        {
             for (other, running) in &self.running {
                 if other == instance {
                     continue;
@@ -346,8 +320,12 @@ impl Supervisor {
             end,
         };
         // A role that is just dying is linked again when it comes back.
-        let _ = server_control.send(&message(client, End::Server), Some(server_end.into()));
-        let _ = client_control.send(&message(server, End::Client), Some(client_end.into()));
+        server_control
+            .send(&message(client, End::Server), Some(server_end.into()))
+            .ok();
+        client_control
+            .send(&message(server, End::Client), Some(client_end.into()))
+            .ok();
     }
 
     fn control(&self, instance: &str) -> Option<&Control> {
@@ -413,7 +391,7 @@ impl Supervisor {
         let (sender, instance) = (self.sender.clone(), instance.to_owned());
         tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            let _ = sender.send(Happening::Restart { instance }).await;
+            sender.send(Happening::Restart { instance }).await.ok();
         });
     }
 
@@ -453,7 +431,7 @@ impl Supervisor {
                 .collect();
             for instance in &members {
                 if let Some(control) = self.control(instance) {
-                    let _ = control.send(&ToRole::Stop, None);
+                    control.send(&ToRole::Stop, None).ok();
                 }
             }
             let end = tokio::time::Instant::now() + GRACE;

@@ -58,6 +58,22 @@ async fn connect(home: &Home, name: &str) -> Result<UnixStream, CliError> {
     Ok(stream)
 }
 
+/// Where api and MCP server are: what a running `up` wrote; the configuration's addresses where each
+/// role runs by itself.
+pub(crate) fn whereabouts(home: &Home) -> Result<Value, CliError> {
+    let written = std::fs::read_to_string(home.up_file())
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok());
+    if let Some(document) = written {
+        return Ok(document);
+    }
+    let config = crate::config::Config::load(&home.config_file)?;
+    Ok(serde_json::json!({
+        "api": format!("http://{}", config.api.listen),
+        "mcp": format!("http://{}/mcp", config.mcp.listen),
+    }))
+}
+
 /// The operator's connection to the vault.
 pub(crate) async fn admin_at(home: &Home) -> Result<AdminVault, CliError> {
     let stream = connect(home, "admin").await?;

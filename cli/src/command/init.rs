@@ -169,12 +169,14 @@ pub(crate) async fn initialise(home: &Home, initial: Initial) -> Result<Initiali
         drop(std::fs::remove_file(home.vault_key()));
         drop(std::fs::remove_file(home.api_key()));
         drop(std::fs::remove_file(home.api_key_id()));
+        drop(std::fs::remove_dir_all(home.role_keys()));
     }
     made
 }
 
 async fn make(home: &Home, initial: Initial) -> Result<Initialized, CliError> {
     initial.config.save(&home.config_file)?;
+    crate::links::make_role_keys(home)?;
     let listeners = Listeners::admin_only(home)?;
     let mut supervisor = Supervisor::new(home.clone(), listeners, initial.demo);
     supervisor.start(RoleName::Vault, "vault-0")?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::connect::{Events, api_request};
+use super::connect::{Events, api_request, whereabouts};
 use crate::args::Session;
 use crate::config::Config;
 use crate::error::{CliError, Exit};
@@ -118,10 +118,7 @@ pub(crate) async fn create(
     model: &str,
     title: &str,
 ) -> Result<Value, CliError> {
-    let up: Value = std::fs::read_to_string(home.up_file())
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or(Value::Null);
+    let up = whereabouts(home)?;
     let mcp = up.get("mcp").and_then(Value::as_str).unwrap_or_default();
     let agent = api_request(
         home,

@@ -3,7 +3,7 @@
 use claviger_vault_protocol::admin::Nothing;
 use serde_json::{Value, json};
 
-use super::connect::{admin_at, api_request};
+use super::connect::{admin_at, api_request, whereabouts};
 use crate::error::CliError;
 use crate::home::Home;
 use crate::output::Output;
@@ -12,10 +12,7 @@ pub(crate) async fn run(output: Output) -> Result<(), CliError> {
     let home = Home::from_environment()?;
     let vault = admin_at(&home).await?;
     let status = vault.status(&Nothing {}).await?;
-    let up: Value = std::fs::read_to_string(home.up_file())
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or(Value::Null);
+    let up = whereabouts(&home)?;
     let api = api_request(&home, "GET", "/v1/agents?limit=1", None)
         .await
         .is_ok();

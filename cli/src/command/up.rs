@@ -1,6 +1,5 @@
 //! `claviger up`: all roles on this machine, under one supervisor.
 
-use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -9,11 +8,13 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::{admin_at, api_request};
+use super::model_key;
 use crate::args::Up;
 use crate::config::Config;
 use crate::control::FromRole;
 use crate::error::{CliError, Exit};
 use crate::home::{Home, write_private};
+use crate::lock;
 use crate::output::Output;
 use crate::supervisor::{Happening, Listeners, Supervisor};
 
@@ -26,8 +27,8 @@ pub(crate) struct Instance {
     pub(crate) home: Home,
     /// What the vault said of itself when everything was ready: `open` or `sealed`.
     vault: String,
-    /// Held as long as the system runs: a second `up` of the same home finds it.
-    _lock: OwnedFd,
+    /// Held as long as the system runs: a second `up` of the same home finds them.
+    _locks: lock::Locks,
 }
 
 pub(crate) async fn run(options: Up, output: Output) -> Result<(), CliError> {
@@ -65,6 +66,16 @@ pub(crate) async fn run(options: Up, output: Output) -> Result<(), CliError> {
             return Err(error);
         }
     };
+    // What the environment has, and only where the home never had it.
+    match model_key::import(&instance.home).await {
+        Ok(true) => output.note("imported ANTHROPIC_API_KEY as the credential 'anthropic'"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(
+            code = error.code,
+            what = error.what,
+            "model key not imported"
+        ),
+    }
     announce(&document, options.detached, output);
     loop {
         tokio::select! {
@@ -191,7 +202,7 @@ impl Instance {
     pub(crate) fn start(home: Home, options: &Up, demo: bool) -> Result<Self, CliError> {
         home.create()?;
         let config = Config::load(&home.config_file)?;
-        let lock = lock(&home)?;
+        let locks = lock::take_all(&home)?;
         let api = options.listen.as_ref().unwrap_or(&config.api.listen);
         let mcp = options.mcp_listen.as_ref().unwrap_or(&config.mcp.listen);
         let listeners = Listeners::bind(&home, api, mcp, demo)?;
@@ -201,7 +212,7 @@ impl Instance {
             supervisor,
             home,
             vault: String::new(),
-            _lock: lock,
+            _locks: locks,
         })
     }
 
@@ -306,24 +317,4 @@ impl Instance {
         self.supervisor.clean();
         tracing::info!(elapsed_ms = started.elapsed().as_millis(), "stopped");
     }
-}
-
-fn lock(home: &Home) -> Result<OwnedFd, CliError> {
-    let path = home.lock_file();
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .map_err(|error| CliError::file("opening", &path, &error))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-        |_| {
-            CliError::new(
-                Exit::Conflict,
-                "already_running",
-                "another `claviger up` runs in this home",
-            )
-            .fix("claviger status; claviger down")
-        },
-    )?;
-    Ok(file.into())
 }
