@@ -20,6 +20,7 @@ mod links;
 mod listen;
 mod lock;
 mod output;
+mod role_key;
 mod serve;
 #[cfg(feature = "operate")]
 mod supervisor;

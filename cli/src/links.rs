@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::args::RoleName;
+use crate::error::CliError;
 use crate::home::Home;
 
 /// One link.
@@ -38,9 +39,6 @@ pub(crate) const LINKS: [LinkRule; 9] = [
     rule("vault", RoleName::Tools, RoleName::Vault),
 ];
 
-/// Bytes of a role key.
-pub(crate) const ROLE_KEY_BYTES: usize = 32;
-
 impl LinkRule {
     /// The socket that the server binds; all clients of the link use the same one.
     pub(crate) fn socket(&self, home: &Home) -> PathBuf {
@@ -59,25 +57,8 @@ impl LinkRule {
     }
 }
 
-/// Makes a key for every link; a key that is there stays.
-#[cfg(feature = "operate")]
-pub(crate) fn make_role_keys(home: &Home) -> Result<(), crate::error::CliError> {
-    use crate::error::CliError;
-    make_private_directory(&home.role_keys())?;
-    for rule in &LINKS {
-        let path = rule.key_file(home);
-        if path.exists() {
-            continue;
-        }
-        let key = claviger_vault_memory::SecretBytes::random(ROLE_KEY_BYTES)
-            .map_err(|error| CliError::internal("randomness").because(error))?;
-        crate::home::write_private(&path, key.expose())?;
-    }
-    Ok(())
-}
-
 /// Makes a directory that its owner alone can enter.
-pub(crate) fn make_private_directory(path: &Path) -> Result<(), crate::error::CliError> {
+pub(crate) fn make_private_directory(path: &Path) -> Result<(), CliError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -85,5 +66,5 @@ pub(crate) fn make_private_directory(path: &Path) -> Result<(), crate::error::Cl
         .create(path)
         // One that was there may be wider; one of somebody else refuses this.
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)))
-        .map_err(|error| crate::error::CliError::file("creating", path, &error))
+        .map_err(|error| CliError::file("creating", path, &error))
 }

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::alone::Alone;
-use self::inbox::{Inbox, WAITING, stream, streams, tcp_listener, unix_listener};
+use self::inbox::{Inbox, streams, tcp_listener, unix_listener};
+#[cfg(any(feature = "tools", feature = "vault"))]
+use self::inbox::{WAITING, stream};
 use crate::args::{RoleName, Serve};
 use crate::control::{Control, End, FromRole, ToRole};
 use crate::error::CliError;

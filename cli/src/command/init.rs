@@ -176,7 +176,7 @@ pub(crate) async fn initialise(home: &Home, initial: Initial) -> Result<Initiali
 
 async fn make(home: &Home, initial: Initial) -> Result<Initialized, CliError> {
     initial.config.save(&home.config_file)?;
-    crate::links::make_role_keys(home)?;
+    crate::role_key::make_all(home)?;
     let listeners = Listeners::admin_only(home)?;
     let mut supervisor = Supervisor::new(home.clone(), listeners, initial.demo);
     supervisor.start(RoleName::Vault, "vault-0")?;

@@ -1,6 +1,6 @@
 //! A role without a supervisor: it takes its lock, binds its sockets, and finds the others by path.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -153,6 +153,7 @@ impl Alone {
 /// An address that others can know beforehand.
 #[cfg(any(feature = "api", feature = "tools"))]
 fn fixed(text: &str, key: &str) -> Result<SocketAddr, CliError> {
+    use std::net::ToSocketAddrs as _;
     let unusable = |code: &str, what: String| {
         CliError::new(Exit::Config, code, what).fix(format!("set {key} in the configuration"))
     };

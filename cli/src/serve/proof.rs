@@ -9,21 +9,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum as _;
-use claviger_vault_memory::SecretBytes;
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use crate::args::RoleName;
-use crate::error::{CliError, Exit};
+use crate::error::CliError;
 use crate::home::Home;
-use crate::links::{LINKS, LinkRule, ROLE_KEY_BYTES};
+use crate::links::{LINKS, LinkRule};
+use crate::role_key::RoleKey;
 
 /// First bytes of a link: name and version of this protocol.
 const GREETING: [u8; 8] = *b"clvlink1";
@@ -69,77 +68,26 @@ impl From<std::io::Error> for Refused {
     }
 }
 
-/// A role key.
-#[derive(Debug)]
-pub(super) struct Key(SecretBytes);
-
-impl Key {
-    /// Reads a key file, which must be its owner's alone.
-    pub(super) fn read(path: &Path) -> Result<Self, CliError> {
-        let unusable = |why: &dyn fmt::Display| {
-            CliError::new(
-                Exit::Config,
-                "role_key_unusable",
-                format!("{} is no role key", path.display()),
-            )
-            .because(why)
-        };
-        let metadata = match std::fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(CliError::new(
-                    Exit::Config,
-                    "role_key_missing",
-                    format!("there is no role key in {}", path.display()),
-                )
-                .because("a role that runs by itself proves to others who it is")
-                .fix("copy it from where `claviger init` made it; both ends need the same"));
-            }
-            Err(error) => return Err(CliError::file("reading", path, &error)),
-        };
-        let own = rustix::process::getuid().as_raw();
-        if metadata.permissions().mode() & 0o077 != 0 {
-            return Err(unusable(&"others than its owner can use it")
-                .fix(format!("chmod 600 {}", path.display())));
-        }
-        if metadata.uid() != own && metadata.uid() != 0 {
-            return Err(unusable(&"it belongs to another user"));
-        }
-        let mut bytes =
-            std::fs::read(path).map_err(|error| CliError::file("reading", path, &error))?;
-        let key = SecretBytes::from_mut_slice_wiping(&mut bytes)
-            .map_err(|error| CliError::internal("keeping a role key").because(error))?;
-        if key.len() != ROLE_KEY_BYTES {
-            return Err(unusable(&format!("it has not {ROLE_KEY_BYTES} bytes")));
-        }
-        Ok(Self(key))
+/// The tag of one direction; each part with its length: no two sequences of parts look alike.
+fn tag(key: &RoleKey, direction: &str, said: &Said<'_>) -> Result<Hmac<Sha256>, Refused> {
+    let mut mac = key
+        .mac()
+        .ok_or_else(|| Refused::Broken("the key has no bytes".into()))?;
+    let (client, server) = (said.rule.client.to_string(), said.rule.server.to_string());
+    for part in [
+        GREETING.as_slice(),
+        direction.as_bytes(),
+        said.rule.link.as_bytes(),
+        client.as_bytes(),
+        server.as_bytes(),
+        said.instance.as_bytes(),
+        said.server_nonce,
+        said.client_nonce,
+    ] {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
     }
-
-    #[cfg(test)]
-    pub(super) fn of(byte: u8) -> Self {
-        Self(SecretBytes::copy_of(&[byte; ROLE_KEY_BYTES]).unwrap())
-    }
-
-    fn tag(&self, direction: &str, said: &Said<'_>) -> Result<Hmac<Sha256>, Refused> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.expose())
-            .map_err(|error| Refused::Broken(error.to_string()))?;
-        let (client, server) = (said.rule.client.to_string(), said.rule.server.to_string());
-        for part in [
-            GREETING.as_slice(),
-            direction.as_bytes(),
-            said.rule.link.as_bytes(),
-            client.as_bytes(),
-            server.as_bytes(),
-            said.instance.as_bytes(),
-            said.server_nonce,
-            said.client_nonce,
-        ] {
-            // Each part with its length: no two sequences of parts look alike.
-            mac.update(&(part.len() as u64).to_be_bytes());
-            mac.update(part);
-        }
-        Ok(mac)
-    }
+    Ok(mac)
 }
 
 /// What a tag is over.
@@ -185,7 +133,7 @@ fn nonce() -> Result<[u8; NONCE_BYTES], Refused> {
 /// The server's side of a link: one key for each role that may connect.
 #[derive(Debug)]
 pub(super) struct Door {
-    keys: BTreeMap<RoleName, (LinkRule, Key)>,
+    keys: BTreeMap<RoleName, (LinkRule, RoleKey)>,
     user: User,
 }
 
@@ -197,7 +145,7 @@ impl Door {
     ) -> Result<Vec<(PathBuf, &'static str, Self)>, CliError> {
         let mut doors: Vec<(PathBuf, &'static str, Self)> = Vec::new();
         for rule in LINKS.iter().filter(|rule| rule.server == role) {
-            let key = Key::read(&rule.key_file(home))?;
+            let key = RoleKey::read(&rule.key_file(home))?;
             let path = rule.socket(home);
             match doors.iter_mut().find(|(known, ..)| *known == path) {
                 Some((.., door)) => {
@@ -209,7 +157,7 @@ impl Door {
         Ok(doors)
     }
 
-    pub(super) fn with<const N: usize>(keys: [(LinkRule, Key); N], user: User) -> Self {
+    pub(super) fn with<const N: usize>(keys: [(LinkRule, RoleKey); N], user: User) -> Self {
         let keys = keys
             .into_iter()
             .map(|(rule, key)| (rule.client, (rule, key)))
@@ -234,9 +182,9 @@ impl Door {
         stream.write_all(&server_nonce).await?;
         let role = read_name(stream).await?.ok_or(Refused::Role)?;
         let instance = read_name(stream).await?.ok_or(Refused::Instance)?;
-        let (mut client_nonce, mut tag) = ([0_u8; NONCE_BYTES], [0_u8; TAG_BYTES]);
+        let (mut client_nonce, mut given) = ([0_u8; NONCE_BYTES], [0_u8; TAG_BYTES]);
         stream.read_exact(&mut client_nonce).await?;
-        stream.read_exact(&mut tag).await?;
+        stream.read_exact(&mut given).await?;
         let role = RoleName::from_str(&role, false).map_err(|_| Refused::Role)?;
         let (rule, key) = self.keys.get(&role).ok_or(Refused::Role)?;
         let said = Said {
@@ -246,10 +194,10 @@ impl Door {
             client_nonce: &client_nonce,
         };
         // Compared in constant time.
-        key.tag(FROM_CLIENT, &said)?
-            .verify_slice(&tag)
+        tag(key, FROM_CLIENT, &said)?
+            .verify_slice(&given)
             .map_err(|_| Refused::Key)?;
-        let answer = key.tag(FROM_SERVER, &said)?.finalize().into_bytes();
+        let answer = tag(key, FROM_SERVER, &said)?.finalize().into_bytes();
         stream.write_all(&answer).await?;
         Ok(format!("{role}-{instance}"))
     }
@@ -272,7 +220,7 @@ pub(super) struct Caller {
     pub(super) rule: LinkRule,
     pub(super) path: PathBuf,
     pub(super) instance: String,
-    pub(super) key: Key,
+    pub(super) key: RoleKey,
     pub(super) user: User,
 }
 
@@ -287,7 +235,7 @@ impl Caller {
                     rule: *rule,
                     path: rule.socket(home),
                     instance: instance.to_owned(),
-                    key: Key::read(&rule.key_file(home))?,
+                    key: RoleKey::read(&rule.key_file(home))?,
                     user: kernel_user,
                 })
             })
@@ -329,17 +277,16 @@ impl Caller {
             answer.extend_from_slice(name.as_bytes());
         }
         answer.extend_from_slice(&client_nonce);
-        answer.extend_from_slice(&self.key.tag(FROM_CLIENT, &said)?.finalize().into_bytes());
+        answer.extend_from_slice(&tag(&self.key, FROM_CLIENT, &said)?.finalize().into_bytes());
         stream.write_all(&answer).await?;
-        let mut tag = [0_u8; TAG_BYTES];
+        let mut given = [0_u8; TAG_BYTES];
         // A server that refuses says nothing and closes.
         stream
-            .read_exact(&mut tag)
+            .read_exact(&mut given)
             .await
             .map_err(|_| Refused::Key)?;
-        self.key
-            .tag(FROM_SERVER, &said)?
-            .verify_slice(&tag)
+        tag(&self.key, FROM_SERVER, &said)?
+            .verify_slice(&given)
             .map_err(|_| Refused::Key)
     }
 }

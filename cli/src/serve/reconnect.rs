@@ -127,9 +127,10 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{UnixListener, UnixStream};
 
-    use super::super::proof::{Door, Key, kernel_user};
+    use super::super::proof::{Door, kernel_user};
     use super::*;
     use crate::links::{LINKS, LinkRule};
+    use crate::role_key::RoleKey;
 
     const RULE: LinkRule = LINKS[1];
 
@@ -138,7 +139,7 @@ mod tests {
             rule: RULE,
             path: path.to_owned(),
             instance: "0".into(),
-            key: Key::of(1),
+            key: RoleKey::of(1),
             user: kernel_user,
         }
     }
@@ -154,7 +155,7 @@ mod tests {
             drop(std::fs::remove_file(path));
             Self {
                 listener: UnixListener::bind(path).unwrap(),
-                door: Arc::new(Door::with([(RULE, Key::of(1))], kernel_user)),
+                door: Arc::new(Door::with([(RULE, RoleKey::of(1))], kernel_user)),
             }
         }
 

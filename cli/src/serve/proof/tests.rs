@@ -8,7 +8,10 @@ const TOOLS: LinkRule = LINKS[8];
 fn door() -> Door {
     assert_eq!((HARNESS.client, HARNESS.link), (RoleName::Harness, "vault"));
     assert_eq!((TOOLS.client, TOOLS.link), (RoleName::Tools, "vault"));
-    Door::with([(HARNESS, Key::of(1)), (TOOLS, Key::of(2))], kernel_user)
+    Door::with(
+        [(HARNESS, RoleKey::of(1)), (TOOLS, RoleKey::of(2))],
+        kernel_user,
+    )
 }
 
 fn caller(rule: LinkRule, key: u8) -> Caller {
@@ -16,7 +19,7 @@ fn caller(rule: LinkRule, key: u8) -> Caller {
         rule,
         path: PathBuf::new(),
         instance: "1".into(),
-        key: Key::of(key),
+        key: RoleKey::of(key),
         user: kernel_user,
     }
 }
@@ -128,7 +131,7 @@ async fn a_replayed_answer_is_refused() {
 
 #[tokio::test]
 async fn another_user_is_refused_before_a_word_is_said() {
-    let door = Door::with([(HARNESS, Key::of(1))], |_| Ok(4_294_967_000));
+    let door = Door::with([(HARNESS, RoleKey::of(1))], |_| Ok(4_294_967_000));
     let (mut server, mut client) = UnixStream::pair().unwrap();
     assert!(matches!(
         door.admit(&mut server).await,
@@ -140,7 +143,7 @@ async fn another_user_is_refused_before_a_word_is_said() {
 
 #[tokio::test]
 async fn root_is_let_in() {
-    let door = Door::with([(HARNESS, Key::of(1))], |_| Ok(0));
+    let door = Door::with([(HARNESS, RoleKey::of(1))], |_| Ok(0));
     let (admitted, _) = meet(&door, &caller(HARNESS, 1)).await;
     admitted.unwrap();
 }
@@ -159,23 +162,6 @@ async fn a_client_does_not_talk_to_another_users_server() {
     assert!(matches!(refused, Err(Refused::User(_))));
     let (mut stream, _) = accepted.unwrap();
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
-}
-
-#[test]
-fn a_key_file_that_others_can_read_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("key");
-    let code = |path: &Path| Key::read(path).unwrap_err().code;
-    assert_eq!(code(&path), "role_key_missing");
-    std::fs::write(&path, [1_u8; ROLE_KEY_BYTES]).unwrap();
-    let mode =
-        |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-    mode(0o640);
-    assert_eq!(code(&path), "role_key_unusable");
-    mode(0o600);
-    Key::read(&path).unwrap();
-    std::fs::write(&path, [1_u8; ROLE_KEY_BYTES - 1]).unwrap();
-    assert_eq!(code(&path), "role_key_unusable");
 }
 
 #[test]
