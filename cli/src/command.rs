@@ -7,6 +7,7 @@ mod doctor;
 mod down;
 mod init;
 mod mcp;
+mod model_key;
 mod secret;
 mod session;
 mod status;

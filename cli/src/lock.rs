@@ -91,7 +91,8 @@ fn take(
     Ok(file.into())
 }
 
-#[cfg(all(test, feature = "operate"))]
+#[cfg(test)]
+#[cfg(feature = "operate")]
 mod tests {
     use super::*;
 

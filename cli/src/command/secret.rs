@@ -11,6 +11,7 @@ use claviger_vault_protocol::{Binding, CredentialKind, Destination, Slot};
 use serde_json::json;
 
 use super::connect::admin_at;
+use super::model_key;
 use crate::args::{Secret, SecretAdd};
 use crate::error::{CliError, Exit};
 use crate::home::Home;
@@ -169,24 +170,36 @@ async fn add(options: SecretAdd, output: Output) -> Result<(), CliError> {
         path_prefixes: options.path.clone(),
         slot,
     };
+    let is_model_key = options.name == model_key::NAME;
+    if is_model_key {
+        model_key::check_destination(&Home::from_environment()?, &binding.destination)?;
+    }
+    let collection = if is_model_key {
+        model_key::SYSTEM
+    } else {
+        LOCAL
+    };
     let vault = connect().await?;
     let status = vault.status(&Nothing {}).await?;
     let key = vault_key(&status)?;
     let value = read_value()?;
     check_value(&value, options.short)?;
     let auth = authenticate(&status, "put")?;
-    let associated = Put::associated(LOCAL, &options.name, kind, &binding);
+    let associated = Put::associated(collection, &options.name, kind, &binding);
     let secret = seal(key, &value, PUT_PURPOSE, &associated)
         .map_err(|error| CliError::internal("sealing to the vault").because(error))?;
     drop(value);
     let variable = options
         .variable
         .clone()
-        .or_else(|| Some(default_variable(&options.name)));
+        .or_else(|| (!is_model_key).then(|| default_variable(&options.name)));
+    if is_model_key {
+        model_key::retire_keyless(&vault).await?;
+    }
     let row = vault
         .put(&Put {
             auth,
-            collection: LOCAL.into(),
+            collection: collection.into(),
             name: options.name,
             kind,
             binding,
