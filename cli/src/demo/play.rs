@@ -76,7 +76,13 @@ impl Place {
                 })
         };
         // Not guessable: the temporary directory may be shared.
-        let run = std::env::temp_dir().join(random("claviger-demo-")?);
+        // A socket's path has at most 107 bytes: a long TMPDIR gives way to the usual place.
+        let mut temporary = std::env::temp_dir();
+        if temporary.as_os_str().len() > 60 {
+            temporary = PathBuf::from("/tmp");
+        }
+        let name = random("claviger-demo-")?;
+        let run = temporary.join(name.get(..24).unwrap_or(&name));
         make(&run)?;
         let root = match &keep {
             Some(path) => std::path::absolute(path)
