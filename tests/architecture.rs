@@ -165,7 +165,7 @@ const ROOMS: [&str; 16] = [
     "vault/protocol/src/sealed.rs",
     // The vault: encryption, the forms of a value, keys, seals.
     "vault/src/cipher.rs",
-    "vault/src/credential.rs",
+    "vault/src/credential/check.rs",
     "vault/src/keys.rs",
     "vault/src/seal.rs",
     "vault/src/seal/",

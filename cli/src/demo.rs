@@ -5,10 +5,13 @@
 
 mod leaks;
 mod model;
+mod place;
 mod play;
 mod report;
+mod session;
 mod stage;
 mod story;
+mod tampering;
 mod upstream;
 
 use crate::args::Stage;

@@ -4,6 +4,13 @@
 //! what runs where the sandbox's. Here are the command line, the configuration, the supervisor
 //! that starts every role as a process of its own, and the demo.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(feature = "demo"),
+    allow(
+        dead_code,
+        reason = "a build of one role uses a part of what all roles share; the whole build is checked"
+    )
+)]
 
 mod args;
 #[cfg(feature = "operate")]

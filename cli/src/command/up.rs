@@ -201,6 +201,7 @@ impl Instance {
     /// Takes the home's lock, binds the listeners and starts every role.
     pub(crate) fn start(home: Home, options: &Up, demo: bool) -> Result<Self, CliError> {
         home.create()?;
+        raise_descriptor_limit();
         let config = Config::load(&home.config_file)?;
         let locks = lock::take_all(&home)?;
         let api = options.listen.as_ref().unwrap_or(&config.api.listen);
@@ -316,5 +317,18 @@ impl Instance {
         self.supervisor.stop().await;
         self.supervisor.clean();
         tracing::info!(elapsed_ms = started.elapsed().as_millis(), "stopped");
+    }
+}
+
+/// Gives the roles all descriptors that this user may have.
+///
+/// Each connection of each sandbox is a descriptor of tools; the usual soft limit of 1,024 is for
+/// programs that use `select`, and sandboxes set their own.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors stays as it is");
     }
 }

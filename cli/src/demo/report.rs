@@ -8,8 +8,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::leaks::Leaks;
-use super::play::{Audit, CredentialUse, Seen};
+use super::play::CredentialUse;
+use super::session::Seen;
 use super::story;
+use super::tampering::Audit;
 
 /// All that was measured.
 pub(super) struct Findings {
