@@ -21,11 +21,17 @@ use crate::args::Command;
 use crate::error::CliError;
 use crate::output::Output;
 
+#[cfg(feature = "demo")]
 pub(crate) use audit::verify as verify_audit;
+#[cfg(feature = "demo")]
 pub(crate) use connect::{Events, admin_at, api_request};
+#[cfg(feature = "demo")]
 pub(crate) use init::{Initial, initialise, model_key_from_environment};
+#[cfg(feature = "demo")]
 pub(crate) use session::{create as create_session, describe};
+#[cfg(feature = "demo")]
 pub(crate) use tool::add as add_tool;
+#[cfg(feature = "demo")]
 pub(crate) use up::Instance;
 
 /// Runs a command that is not a role.

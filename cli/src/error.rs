@@ -130,7 +130,7 @@ impl CliError {
     }
 }
 
-#[cfg(feature = "vault")]
+#[cfg(any(feature = "operate", feature = "vault"))]
 impl From<claviger_vault_protocol::WireError> for CliError {
     fn from(error: claviger_vault_protocol::WireError) -> Self {
         match &error {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use self::alone::Alone;
 use self::inbox::{Inbox, streams, tcp_listener, unix_listener};
-#[cfg(any(feature = "tools", feature = "vault"))]
+#[cfg(any(feature = "session", feature = "tools", feature = "vault"))]
 use self::inbox::{WAITING, stream};
 use crate::args::{RoleName, Serve};
 use crate::control::{Control, End, FromRole, ToRole};
@@ -224,10 +224,13 @@ impl Roles {
                 feature = "tools",
                 feature = "vault"
             )))]
-            _ => Err(CliError::usage(
-                "role_not_built",
-                "this binary was built without that role",
-            )),
+            _ => {
+                drop(ready);
+                Err(CliError::usage(
+                    "role_not_built",
+                    "this binary was built without that role",
+                ))
+            }
         }
     }
 
@@ -482,7 +485,7 @@ fn operators() -> Vec<u32> {
     vec![rustix::process::getuid().as_raw()]
 }
 
-#[cfg(any(feature = "api", feature = "tools"))]
+#[cfg(any(feature = "api", feature = "operate", feature = "tools"))]
 pub(crate) fn vault_key(home: &Home) -> Result<claviger_vault_protocol::PublicKey, CliError> {
     let path = home.vault_key();
     let text = std::fs::read_to_string(&path)
