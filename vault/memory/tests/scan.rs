@@ -69,6 +69,8 @@ fn an_allocator_that_does_not_wipe_leaves_the_secret_behind() {
             std::slice::from_raw_parts_mut(block.wrapping_add(35_000), 48)
                 .copy_from_slice(secret.expose());
         }
+        // Without this the optimiser leaves out a copy into a block that is freed next.
+        std::hint::black_box(block);
         #[expect(unsafe_code, reason = "allocators are called by hand")]
         // SAFETY: the block came from this allocator with this layout.
         unsafe {
