@@ -79,12 +79,12 @@ fn an_allocator_that_does_not_wipe_leaves_the_secret_behind() {
     };
     use_and_free(&ALLOCATOR);
     assert_eq!(scan_self(&fingerprints).unwrap().total_hits(), 0);
-    use_and_free(&System);
-    assert_eq!(
-        scan_self(&fingerprints).unwrap().total_hits(),
-        1,
-        "control: free alone wipes nothing"
-    );
+    // Another thread of this test may take the freed block at once, so the control has some tries.
+    let found = (0..50).any(|_| {
+        use_and_free(&System);
+        scan_self(&fingerprints).unwrap().total_hits() > 0
+    });
+    assert!(found, "control: free alone wipes nothing");
 }
 
 #[test]
